@@ -1,0 +1,1 @@
+"""Shared sequence backbones: features (B, *grid, D) in, features (B, *grid, D) out."""

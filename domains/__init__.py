@@ -1,0 +1,1 @@
+"""Lightning data and task modules, one folder a domain."""

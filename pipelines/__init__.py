@@ -1,0 +1,1 @@
+"""Files in, files out: one file a domain, on one base."""
