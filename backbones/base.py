@@ -48,7 +48,8 @@ class BackboneConfig:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _FAMILIES[cls.family] = cls
+        if cls.family:
+            _FAMILIES[cls.family] = cls
         torch.serialization.add_safe_globals([cls])  # checkpoints made in Python load with weights_only=True
 
     def __post_init__(self) -> None:

@@ -1,0 +1,218 @@
+"""Hybrid of Mamba-2 and attention, in any pattern of layers.
+
+Sources: Mamba-2 (https://arxiv.org/abs/2405.21060) and HybriDNA (https://arxiv.org/abs/2502.10807), whose layout is
+the presets': one attention layer in every eight, no positional encoding, SwiGLU after every mixer. With
+``pattern="M"`` and ``hidden_dim=0`` it is plain Mamba-2; with ``rope_fraction=0.5`` it is Bamba. Beyond the papers:
+an encoder form (causal=False) in which a second Mamba-2 reads each sequence from its end.
+
+Shapes: B batch, T positions, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from vertebra.backbones.base import preset
+from vertebra.backbones.layers.attention import Attention, Rope
+from vertebra.backbones.layers.mamba2 import BidirectionalMamba2, Mamba2, Mamba2Shape
+from vertebra.backbones.layers.mixer import TokenMixer
+from vertebra.backbones.layers.mlp import SwiGLU
+from vertebra.backbones.layers.norm import RMSNorm
+from vertebra.backbones.stack import Block, SequenceBackbone, StackConfig
+from vertebra.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig(StackConfig):
+    """Structure of a hybrid stack.
+
+    Args:
+        pattern: One letter a layer, M for Mamba-2 and A for attention, repeated to ``depth``: ``MMMMAMMM``.
+        hidden_dim: Inner width of SwiGLU after every mixer; 0 for none.
+        expand: Inner width of Mamba-2 as a multiple of dim.
+        mamba_head_dim: Width of a Mamba-2 head.
+        mamba_groups: Groups of Mamba-2 heads that share B and C.
+        state_dim: State width N.
+        conv_kernel: Taps of Mamba-2's causal convolution.
+        dt_limit: Range that step sizes are clamped to.
+        num_heads: Query heads of attention layers; the head width is dim / num_heads.
+        num_kv_heads: Key-value heads, a divisor of num_heads; 0 for as many as query heads.
+        window: Window of attention layers: one number, or a list repeated over all layers; 0 for none.
+        rope_fraction: Share of an attention head's channels that rotary embedding turns, half-split pairs; 0 for no
+            positional encoding.
+        rope_theta: Base of the rotary wavelengths.
+        norm_eps: Added to the mean square of all norms.
+        dropout: Share of each branch's output that is zeroed in training.
+        drop_path: Share of items for which a branch of the last layer is skipped in training; grows linearly from 0.
+    """
+
+    pattern: str = "MMMMAMMM"
+    hidden_dim: int
+    expand: int = 2
+    mamba_head_dim: int = 64
+    mamba_groups: int = 1
+    state_dim: int = 128
+    conv_kernel: int = 4
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    num_heads: int = 8
+    num_kv_heads: int = 0
+    window: int | tuple[int, ...] = 0
+    rope_fraction: float = 0.0
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    family: ClassVar[str] = "hybrid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.pattern or set(self.pattern) - {"M", "A"}:
+            raise ConfigError(f"HybridConfig: pattern must be letters M and A, as in 'MMMMAMMM', got {self.pattern!r}.")
+        if (self.expand * self.dim) % (self.mamba_head_dim * self.mamba_groups):
+            raise ConfigError(
+                f"HybridConfig: expand * dim ({self.expand * self.dim}) must be a multiple of mamba_head_dim * "
+                f"mamba_groups ({self.mamba_head_dim * self.mamba_groups})."
+            )
+        if "A" in self.layout:
+            if self.dim % self.num_heads:
+                raise ConfigError(f"HybridConfig: dim ({self.dim}) must be a multiple of num_heads ({self.num_heads}).")
+            if self.num_kv_heads and self.num_heads % self.num_kv_heads:
+                raise ConfigError(
+                    f"HybridConfig: num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                    f"({self.num_kv_heads})."
+                )
+            if self.rope_width % 2:
+                raise ConfigError(
+                    f"HybridConfig: rope_fraction ({self.rope_fraction}) of the head width "
+                    f"({self.dim // self.num_heads}) must be an even number of channels, got {self.rope_width}."
+                )
+
+    @property
+    def layout(self) -> str:
+        """The pattern, repeated to ``depth`` letters."""
+        return (self.pattern * self.depth)[: self.depth]
+
+    @property
+    def rope_width(self) -> int:
+        """Channels of an attention head that are rotated."""
+        return round(self.rope_fraction * (self.dim // self.num_heads))
+
+    def build(self) -> Hybrid:
+        """Make the backbone with fresh weights."""
+        return Hybrid(self)
+
+
+class Hybrid(SequenceBackbone):
+    """Pre-norm blocks of Mamba-2 or attention, each followed by SwiGLU."""
+
+    config: HybridConfig
+
+    def __init__(self, config: HybridConfig) -> None:
+        def norm() -> nn.Module:
+            return RMSNorm(config.dim, config.norm_eps)
+
+        windows, drop_paths = config.per_layer(config.window), config.drop_paths()
+        blocks = [
+            Block(
+                _attention(config, windows[i] or None) if letter == "A" else _mamba2(config),
+                SwiGLU(config.dim, config.hidden_dim) if config.hidden_dim else None,
+                norm,
+                config.dropout,
+                drop_paths[i],
+            )
+            for i, letter in enumerate(config.layout)
+        ]
+        super().__init__(config, blocks, norm())
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw fresh weights, as ``mamba_ssm`` does.
+
+        | parameter | distribution |
+        | --- | --- |
+        | projections | uniform within 1/sqrt(inputs) |
+        | last projection of each branch | the same, divided by sqrt(number of branches) |
+        | biases of attention | none |
+        | dt_bias, A_log, D | see ``Mamba2.reset_dynamics`` |
+        | norms | 1 |
+        """
+        branches = self.config.depth * (2 if self.config.hidden_dim else 1)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+                if name.rpartition(".")[2] in ("out_proj", "down_proj", "proj"):
+                    module.weight /= math.sqrt(branches)
+
+
+def _mamba2(config: HybridConfig) -> TokenMixer:
+    shape = Mamba2Shape(
+        inner_dim=config.expand * config.dim,
+        head_dim=config.mamba_head_dim,
+        groups=config.mamba_groups,
+        state_dim=config.state_dim,
+        kernel=config.conv_kernel,
+        dt_limit=config.dt_limit,
+        norm_eps=config.norm_eps,
+    )
+    return Mamba2(config.dim, shape) if config.causal else BidirectionalMamba2(config.dim, shape)
+
+
+def _attention(config: HybridConfig, window: int | None) -> TokenMixer:
+    return Attention(
+        config.dim,
+        config.num_heads,
+        config.num_kv_heads or config.num_heads,
+        config.dim // config.num_heads,
+        window=window,
+        rope=Rope(config.rope_width, config.rope_theta, interleaved=False) if config.rope_width else None,
+    )
+
+
+# ---------------------------------------------------------------- presets
+
+
+@preset(params=8_616)
+def hybrid_test() -> HybridConfig:
+    """For tests: a few thousand parameters."""
+    return HybridConfig(
+        dim=16,
+        depth=3,
+        pattern="MAM",
+        hidden_dim=24,
+        mamba_head_dim=8,
+        mamba_groups=2,
+        state_dim=4,
+        num_heads=2,
+        num_kv_heads=1,
+    )
+
+
+@preset(params=1_187_640)
+def hybrid_nano() -> HybridConfig:
+    """For a laptop: trains in minutes on two cores."""
+    return HybridConfig(
+        dim=128, depth=6, pattern="MMMMAM", hidden_dim=256, mamba_head_dim=32, state_dim=32, num_heads=4, num_kv_heads=2
+    )
+
+
+@preset(params=299_082_976)
+def hybrid_300m() -> HybridConfig:
+    """HybriDNA-300M: attention at layers 4, 12, 20; inner sizes by parameter count (not published)."""
+    return HybridConfig(dim=1024, depth=24, hidden_dim=2048, num_heads=16, num_kv_heads=8)
+
+
+@preset(params=3_126_651_648)
+def hybrid_3b() -> HybridConfig:
+    """HybriDNA-3B: attention at layers 4, 12; inner sizes by parameter count (not published)."""
+    return HybridConfig(dim=4096, depth=16, hidden_dim=8192, num_heads=32, num_kv_heads=8)
+
+
+@preset(params=6_253_299_200)
+def hybrid_7b() -> HybridConfig:
+    """HybriDNA-7B: attention at layers 4, 12, 20, 28; inner sizes by parameter count (not published)."""
+    return HybridConfig(dim=4096, depth=32, hidden_dim=8192, num_heads=32, num_kv_heads=8)

@@ -1,0 +1,280 @@
+"""Softmax attention with grouped key-value heads, windows, rotary embedding and a key-value state.
+
+Shapes: B batch, T positions, D width, H query heads, G key-value heads, K head width, S keys, W window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vertebra.backbones.layers.masks import Layout
+from vertebra.backbones.layers.mixer import Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.rope import rope_angles, rotate
+from vertebra.errors import ShapeError
+
+Implementation = Literal["sdpa", "flex"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Settings of the rotary embedding.
+
+    Args:
+        width: Channels of a head that are rotated.
+        theta: Base of the wavelengths.
+        interleaved: Pairing of the channels, see ``rotate``.
+    """
+
+    width: int
+    theta: float = 10000.0
+    interleaved: bool = True
+
+
+class Attention(TokenMixer):
+    """Scaled dot-product attention (https://arxiv.org/abs/1706.03762) with grouped key-value heads.
+
+    Args:
+        dim: Width D.
+        num_heads: Query heads H.
+        num_kv_heads: Key-value heads G; each serves H/G query heads (https://arxiv.org/abs/2305.13245).
+        head_dim: Head width K.
+        window: Keys at a distance of ``window`` or more are not seen.
+        bias: Whether the projections have biases.
+        rope: Rotary embedding of queries and keys; None for no position information.
+        soft_mask: Multiply the attention weights by the causal soft mask after the softmax, without
+            renormalising (https://arxiv.org/abs/2404.06773, equation 2); its rate is ``soft_mask_rate``.
+    """
+
+    soft_mask_rate: float
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        window: int | None = None,
+        bias: bool = False,
+        rope: Rope | None = None,
+        soft_mask: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.window, self.rope, self.soft_mask = window, rope, soft_mask
+        self.soft_mask_rate = 0.0
+        self.implementation: Implementation = "sdpa"
+        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
+        self.proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device))
+        if self.soft_mask:
+            y = soft_masked_attention(q, k, v, layout, self.soft_mask_rate)
+        elif self.implementation == "flex":
+            y = _flex(q, k, v, layout, self.window)
+        elif self.window is not None and x.shape[1] > 2 * self.window and layout.prefix == 0 and layout.tree is None:
+            y = windowed_attention(q, k, v, layout, self.window)
+        elif layout.plain and self.window is None:
+            y = _sdpa(q, k, v, is_causal=layout.causal)
+        else:
+            y = _sdpa(q, k, v, mask=layout.dense(self.window))
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> AttentionState:
+        """Make the empty state: a ring of ``window`` positions, or a buffer that grows up to ``max_len``."""
+        ring = self.window is not None and self.window < max_len
+        capacity = self.window if ring and self.window is not None else max_len
+        empty = torch.empty(batch, self.num_kv_heads, 0, self.head_dim, dtype=dtype, device=device)
+        return AttentionState(empty, empty.clone(), None, capacity, "ring" if ring else "linear")
+
+    def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
+        """Map the next positions x (B, T, D) to (B, T, D)."""
+        assert isinstance(state, AttentionState)
+        new = state.position + torch.arange(x.shape[1], device=x.device)
+        q, k, v = self._project(x, new)
+        keys, values, real, first = state.extend(k, v, mask)  # (B, G, S, K)
+        if x.shape[1] == 1 and real is None:
+            y = _sdpa(q, keys, values)
+        else:
+            old = torch.arange(first, state.position, device=x.device)
+            gap = new[:, None] - old  # (T, S)
+            seen = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
+            if real is not None:
+                seen = (seen & real[:, None]) | (gap == 0)  # (B, T, S)
+                seen = seen[:, None]
+            y = _sdpa(q, keys, values, mask=seen)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, H, T, K), k and v (B, G, T, K)."""
+        sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
+        q, k, v = heads.split(sizes, dim=1)
+        if self.rope is not None:
+            angles = rope_angles(positions, self.rope.width, self.rope.theta)
+            q, k = rotate(q, angles, self.rope.interleaved), rotate(k, angles, self.rope.interleaved)
+        return q, k, v
+
+
+class AttentionState(MixerState):
+    """Keys and values of earlier positions, oldest first.
+
+    Args:
+        keys: Keys (B, G, S, K); rows beyond the used ones are room to grow.
+        values: Values, the same shape.
+        real: Real positions (B, S); None when all are.
+        capacity: Most positions held.
+        growth: ``ring`` drops the oldest position when full, ``linear`` refuses more.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, real: Tensor | None, capacity: int, growth: Growth) -> None:
+        self.keys, self.values, self.real = keys, values, real
+        self.capacity, self.growth = capacity, growth
+        self.position = 0  # positions seen so far
+        self.start = 0  # first used row
+        self.used = 0
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors held."""
+        return [t for t in (self.keys, self.values, self.real) if t is not None]
+
+    def select(self, indices: Tensor) -> AttentionState:
+        """Return a new state of the batch items ``indices`` (N,)."""
+        rows = indices.to(self.keys.device)
+        real = None if self.real is None else self.real[rows]
+        new = AttentionState(self.keys[rows], self.values[rows], real, self.capacity, self.growth)
+        new.position, new.start, new.used = self.position, self.start, self.used
+        return new
+
+    def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, int]:
+        """Append k and v (B, G, T, K); return all keys, values and marks in view, and the first one's position."""
+        count = k.shape[2]
+        if self.growth == "linear" and self.used + count > self.capacity:
+            raise ShapeError(
+                f"step: {self.used + count} positions do not fit in a state made for max_len={self.capacity}; "
+                "make it with a larger max_len."
+            )
+        if mask is not None and self.real is None:
+            self.real = torch.ones(self.keys.shape[0], self.keys.shape[2], dtype=torch.bool, device=k.device)
+        if self.real is not None and mask is None:
+            mask = torch.ones(k.shape[0], count, dtype=torch.bool, device=k.device)
+        first = self.position - self.used
+        self.position += count
+        if self.growth == "ring" and count > 1:
+            return *self._roll(k, v, mask), first
+        self._make_room(count)
+        stop = self.start + self.used + count
+        rows, view = slice(stop - count, stop), slice(self.start, stop)
+        self.keys[:, :, rows], self.values[:, :, rows] = k, v
+        if self.real is not None and mask is not None:
+            self.real[:, rows] = mask
+        real = None if self.real is None else self.real[:, view]
+        # In a ring the next query sees itself and capacity - 1 earlier positions.
+        self.used = min(self.used + count, self.capacity - (self.growth == "ring"))
+        self.start = stop - self.used
+        return self.keys[:, :, view], self.values[:, :, view], real, first
+
+    def _roll(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Append many positions to a ring: all are in view now, the last capacity - 1 are kept."""
+        view = slice(self.start, self.start + self.used)
+        keys = torch.cat([self.keys[:, :, view], k], dim=2)
+        values = torch.cat([self.values[:, :, view], v], dim=2)
+        real = None if self.real is None or mask is None else torch.cat([self.real[:, view], mask], dim=1)
+        self.start, self.used = 0, min(keys.shape[2], self.capacity - 1)
+        tail = slice(keys.shape[2] - self.used, None)
+        self.keys, self.values = keys[:, :, tail].clone(), values[:, :, tail].clone()
+        self.real = None if real is None else real[:, tail].clone()
+        return keys, values, real
+
+    def _make_room(self, count: int) -> None:
+        if self.start + self.used + count <= self.keys.shape[2]:
+            return
+        need = self.used + count
+        # Twice the need, so that rows are moved once in as many steps; a ring stays below two windows.
+        size = min(2 * need, self.capacity) if self.growth == "linear" else 2 * need
+        view = slice(self.start, self.start + self.used)
+
+        def moved(old: Tensor, axis: int) -> Tensor:
+            shape = list(old.shape)
+            shape[axis] = size
+            fresh = old.new_zeros(shape)
+            fresh.narrow(axis, 0, self.used).copy_(old.narrow(axis, view.start, self.used))
+            return fresh
+
+        self.keys, self.values = moved(self.keys, 2), moved(self.values, 2)
+        self.real = None if self.real is None else moved(self.real, 1)
+        self.start = 0
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int) -> Tensor:
+    """Attend within a window in time and memory linear in T: blocks of W queries see their own and neighbour blocks.
+
+    Args:
+        q: Queries (B, H, T, K).
+        k: Keys (B, G, T, K).
+        v: Values (B, G, T, K).
+        layout: What the positions are to each other.
+        window: W; only keys at a distance below it are seen.
+
+    Returns:
+        (B, H, T, K).
+    """
+    batch, _, length, _ = q.shape
+    blocks = -(-length // window)
+    sides = (1, 0) if layout.causal and layout.block is None else (1, 1)
+    pad = blocks * window - length
+    span = (1 + sum(sides)) * window
+
+    def near(x: Tensor) -> Tensor:  # (B, G, T, K) -> (B*blocks, G, span, K)
+        padded = F.pad(x, (0, 0, sides[0] * window, sides[1] * window + pad))
+        return padded.unfold(2, span, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    folded = F.pad(q, (0, 0, 0, pad)).unflatten(2, (blocks, window)).transpose(1, 2).flatten(0, 1)
+    b = torch.arange(batch, device=q.device)[:, None, None, None]
+    start = torch.arange(blocks, device=q.device)[:, None, None] * window
+    q_at = start + torch.arange(window, device=q.device)[:, None]  # (blocks, W, 1)
+    k_at = start - sides[0] * window + torch.arange(span, device=q.device)  # (blocks, 1, span)
+    inside = (k_at >= 0) & (k_at < length)
+    seen = layout.predicate(window)(b, b, q_at.clamp(max=length - 1), k_at.clamp(0, length - 1)) & inside
+    seen = (seen | (q_at == k_at)).expand(batch, blocks, window, span).flatten(0, 1)[:, None]
+    y = _sdpa(folded, near(k), near(v), mask=seen)  # (B*blocks, H, W, K)
+    return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate: float) -> Tensor:
+    """Attend to all positions, then damp later ones: (softmax(q k / sqrt(K)) * S) v.
+
+    S is ``rate`` above the diagonal and 1 elsewhere, and there is no renormalisation (iLLaMA,
+    https://arxiv.org/abs/2404.06773, equation 2 and algorithm 1).
+    """
+    repeats = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # (B, H, T, T)
+    mask = layout.dense()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    soft = torch.full_like(scores[0, 0], rate).triu(1) + torch.ones_like(scores[0, 0]).tril()  # (T, T)
+    return (scores.softmax(-1) * soft).to(v.dtype) @ v
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int | None) -> Tensor:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    length = q.shape[2]
+    block_mask = create_block_mask(layout.predicate(window), q.shape[0], 1, length, length, device=q.device.type)
+    run = torch.compile(flex_attention) if q.is_cuda else flex_attention
+    y = run(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
+    assert isinstance(y, Tensor)
+    return y

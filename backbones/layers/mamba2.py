@@ -1,0 +1,217 @@
+"""Mamba-2 as a token mixer (https://arxiv.org/abs/2405.21060, section 7; the layout of ``mamba_ssm.Mamba2``).
+
+Shapes: B batch, T positions, D width, I inner width, H heads, P head width, G groups, N state width, K kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vertebra.backbones.layers.masks import Layout
+from vertebra.backbones.layers.mixer import Capabilities, Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.norm import GatedRMSNorm
+from vertebra.backbones.layers.ssd import ssd, ssd_matrix, ssd_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Shape:
+    """Sizes and limits of a Mamba-2 mixer.
+
+    Args:
+        inner_dim: Inner width I, H heads of width P.
+        head_dim: Head width P.
+        groups: Groups G that share B and C.
+        state_dim: State width N.
+        kernel: Taps K of the causal convolution.
+        conv_bias: Whether the convolution has a bias.
+        dt_limit: Step sizes are clamped to this range after softplus.
+        norm_eps: Added to the mean square of the gated norm.
+        chunk_size: Positions a chunk of the scan; the result does not depend on it.
+    """
+
+    inner_dim: int
+    head_dim: int = 64
+    groups: int = 1
+    state_dim: int = 128
+    kernel: int = 4
+    conv_bias: bool = True
+    dt_limit: tuple[float, float] = (0.0, math.inf)
+    norm_eps: float = 1e-5
+    chunk_size: int = 64
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads H."""
+        return self.inner_dim // self.head_dim
+
+    @property
+    def conv_dim(self) -> int:
+        """Channels of the convolution: x, B and C."""
+        return self.inner_dim + 2 * self.groups * self.state_dim
+
+
+class Mamba2(TokenMixer):
+    """One projection, causal convolution, selective scan, gated norm, projection.
+
+    Args:
+        dim: Width D.
+        shape: Inner sizes.
+    """
+
+    capabilities = Capabilities(bidirectional=False)
+
+    def __init__(self, dim: int, shape: Mamba2Shape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.in_proj = nn.Linear(dim, shape.inner_dim + shape.conv_dim + shape.num_heads, bias=False)
+        self.conv1d = nn.Conv1d(
+            shape.conv_dim, shape.conv_dim, shape.kernel, groups=shape.conv_dim, bias=shape.conv_bias
+        )
+        self.dt_bias = nn.Parameter(torch.empty(shape.num_heads))
+        self.A_log = nn.Parameter(torch.empty(shape.num_heads))
+        self.D = nn.Parameter(torch.ones(shape.num_heads))
+        self.norm = GatedRMSNorm(shape.inner_dim, shape.groups, shape.norm_eps)
+        self.out_proj = nn.Linear(shape.inner_dim, dim, bias=False)
+        self.reset_dynamics()
+
+    @torch.no_grad()
+    def reset_dynamics(self) -> None:
+        """Draw step sizes log-uniform in (0.001, 0.1) and decays uniform in (1, 16), as the original does."""
+        low, high = math.log(1e-3), math.log(0.1)
+        dt = torch.exp(torch.rand_like(self.dt_bias) * (high - low) + low).clamp(min=1e-4)
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.A_log.uniform_(1, 16).log_()
+        self.D.fill_(1)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        z, xbc, dt = self._project(x, layout.mask)
+        xbc = self._convolve(F.pad(xbc, (0, 0, self.shape.kernel - 1, 0)), layout.segments)
+        y, _ = self._scan(xbc, dt, layout.mask, None, layout.segments)
+        return self.out_proj(self.norm(y, z))
+
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Mamba2State:
+        """Make the empty state; its size does not depend on ``max_len``."""
+        s = self.shape
+        conv = torch.zeros(batch, s.kernel - 1, s.conv_dim, dtype=dtype, device=device)
+        ssm = torch.zeros(batch, s.num_heads, s.head_dim, s.state_dim, dtype=torch.float32, device=device)
+        return Mamba2State(conv, ssm)
+
+    def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
+        """Map the next positions x (B, T, D) to (B, T, D)."""
+        assert isinstance(state, Mamba2State)
+        z, xbc, dt = self._project(x, mask)
+        columns = torch.cat([state.conv, xbc], dim=1)  # before the convolution, (B, K-1+T, channels)
+        state.conv = columns[:, columns.shape[1] - self.shape.kernel + 1 :].clone()
+        y, state.ssm = self._scan(self._convolve(columns, None), dt, mask, state.ssm, None)
+        return self.out_proj(self.norm(y, z))
+
+    def mixing_matrix(self, x: Tensor) -> Tensor:
+        """Return the matrix (B, H, T, T), with the skip term on its diagonal, that maps the convolved x over time."""
+        _, xbc, dt = self._project(x, None)
+        _, b, c = self._split(self._convolve(F.pad(xbc, (0, 0, self.shape.kernel - 1, 0)), None))
+        skip = torch.eye(x.shape[1], device=x.device) * self.D.float()[:, None, None]
+        return ssd_matrix(self._step_sizes(dt, None), -self.A_log.float().exp(), b, c) + skip
+
+    def _project(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gate z (B, T, I), the convolution's input (B, T, channels) and raw step sizes (B, T, H)."""
+        s = self.shape
+        if mask is not None:
+            x = x * mask[..., None]
+        z, xbc, dt = self.in_proj(x).split([s.inner_dim, s.conv_dim, s.num_heads], dim=-1)
+        return z, xbc, dt
+
+    def _convolve(self, columns: Tensor, segments: Tensor | None) -> Tensor:
+        """Convolve (B, K-1+T, channels) to (B, T, channels), then SiLU; taps do not cross into another sequence."""
+        kernel = self.shape.kernel
+        if segments is None:
+            return F.silu(self.conv1d(columns.transpose(1, 2))).transpose(1, 2)
+        weight = self.conv1d.weight[:, 0]  # (channels, K)
+        length = columns.shape[1] - kernel + 1
+        y = columns[:, kernel - 1 :] * weight[:, -1]
+        for back in range(1, min(kernel, length)):
+            same = F.pad(segments[:, back:] == segments[:, :-back], (back, 0))[..., None]  # (B, T, 1)
+            y = y + columns[:, kernel - 1 - back : kernel - 1 - back + length] * weight[:, -1 - back] * same
+        return F.silu(y if self.conv1d.bias is None else y + self.conv1d.bias)
+
+    def _split(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (B, T, H, P), B and C (B, T, G, N)."""
+        s = self.shape
+        x, b, c = xbc.split([s.inner_dim, s.groups * s.state_dim, s.groups * s.state_dim], dim=-1)
+        grouped = (s.groups, s.state_dim)
+        return x.unflatten(-1, (s.num_heads, s.head_dim)), b.unflatten(-1, grouped), c.unflatten(-1, grouped)
+
+    def _step_sizes(self, dt: Tensor, mask: Tensor | None) -> Tensor:
+        """Return positive step sizes (B, T, H) in float32; 0 at padding, which leaves the state as it is."""
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        if self.shape.dt_limit != (0.0, math.inf):
+            dt = dt.clamp(*self.shape.dt_limit)
+        return dt if mask is None else dt * mask[..., None]
+
+    def _scan(
+        self, xbc: Tensor, dt: Tensor, mask: Tensor | None, state: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return y (B, T, I) and the state after."""
+        if mask is not None:
+            xbc = xbc * mask[..., None]  # the convolution's bias leaks into padding
+        x, b, c = self._split(xbc)
+        dt = self._step_sizes(dt, mask)
+        a = -self.A_log.float().exp()
+        if x.shape[1] == 1 and state is not None:
+            y, state = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
+            y = y[:, None]
+        else:
+            y, state = ssd(x, dt, a, b, c, chunk_size=self.shape.chunk_size, initial_state=state, segments=segments)
+        y = y + x * self.D.to(x.dtype)[:, None]  # the skip's x is not multiplied by dt
+        return y.flatten(2), state
+
+
+class Mamba2State(MixerState):
+    """The last K-1 columns before the convolution (B, K-1, channels), and the scan's state (B, H, P, N)."""
+
+    growth: Growth = "constant"
+
+    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
+        self.conv, self.ssm = conv, ssm
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors held."""
+        return [self.conv, self.ssm]
+
+    def select(self, indices: Tensor) -> Mamba2State:
+        """Return a new state of the batch items ``indices`` (N,)."""
+        rows = indices.to(self.ssm.device)
+        return Mamba2State(self.conv[rows], self.ssm[rows])
+
+
+class BidirectionalMamba2(TokenMixer):
+    """A Mamba-2 over the sequence plus another one over its reverse, outputs added.
+
+    Args:
+        dim: Width D.
+        shape: Inner sizes of each direction.
+    """
+
+    capabilities = Capabilities(causal=False)
+
+    def __init__(self, dim: int, shape: Mamba2Shape) -> None:
+        super().__init__()
+        self.ahead = Mamba2(dim, shape)
+        self.back = Mamba2(dim, shape)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to (B, T, D)."""
+        return self.ahead(x, layout) + self.back(x.flip(1), layout.reversed()).flip(1)
+
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> MixerState:
+        """Refuse: a later position changes earlier outputs."""
+        raise TypeError("BidirectionalMamba2 has no state: a later position changes earlier outputs.")
+
+    def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
+        """Refuse: a later position changes earlier outputs."""
+        raise TypeError("BidirectionalMamba2 has no state: a later position changes earlier outputs.")

@@ -1,0 +1,30 @@
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def rope_angles(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
+    """Return cosine and sine, each (T, width/2) in float32, for integer ``positions`` (T,)."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
+    angles = positions.float()[:, None] * theta**-exponents  # (T, width/2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, angles: tuple[Tensor, Tensor], interleaved: bool) -> Tensor:
+    """Rotate the first 2 * angles.shape[-1] channels of every head of x (B, H, T, K).
+
+    Args:
+        x: Queries or keys.
+        angles: Cosine and sine from ``rope_angles``.
+        interleaved: Pairs are channels (2i, 2i+1), as in Meta's LLaMA; else (i, i + width/2), as in GPT-NeoX.
+    """
+    cos, sin = angles
+    width = 2 * cos.shape[-1]
+    turned, rest = x[..., :width].float(), x[..., width:]
+    first, second = turned.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else turned.chunk(2, dim=-1)
+    out = (first * cos - second * sin, first * sin + second * cos)
+    turned = torch.stack(out, dim=-1).flatten(-2) if interleaved else torch.cat(out, dim=-1)
+    return torch.cat([turned.to(x.dtype), rest], dim=-1)

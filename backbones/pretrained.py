@@ -1,0 +1,218 @@
+"""Saved weights: where they are, and strict loading with a report.
+
+A model directory holds ``config.json`` and ``model.safetensors``; the backbone's tensors are those under ``backbone.``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from vertebra.backbones.base import Backbone, BackboneConfig
+from vertebra.backbones.catalog import bundled_models
+from vertebra.errors import LoadError, UnknownNameError
+
+Adapter = Callable[[str, Tensor, Tensor], "Tensor | None"]
+"""Takes a key, the saved tensor and the module's own; returns what to load, or None to keep the module's own."""
+
+
+@dataclass
+class LoadReport:
+    """What happened to each key.
+
+    Args:
+        matched: Loaded as saved.
+        reshaped: Loaded after a change that an adapter declared, with a description.
+        missing: Keys of the module that got no saved value.
+        unexpected: Saved keys that the module does not have.
+    """
+
+    matched: list[str] = field(default_factory=list)
+    reshaped: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = f"{len(self.matched)} matched"
+        for name in ("reshaped", "missing", "unexpected"):
+            keys: list[str] = getattr(self, name)
+            counts += f", {len(keys)} {name}" + (f" ({_shorten(keys)})" if keys else "")
+        return counts
+
+
+def load_state(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str = "the weights",
+    allow_missing: Collection[str] = (),
+    allow_unexpected: Collection[str] = (),
+    adapters: Mapping[str, Adapter] | None = None,
+) -> LoadReport:
+    """Load tensors into a module; what does not fit is an error unless it was declared.
+
+    Args:
+        module: Where to load.
+        tensors: State dict.
+        source: What to call the tensors in errors.
+        allow_missing: Prefixes of keys that may keep the module's fresh values (a new head).
+        allow_unexpected: Prefixes of saved keys that may be dropped (the old head).
+        adapters: By key prefix, functions that turn a saved tensor of another shape into the module's (more
+            positions, another vocabulary, other input channels).
+
+    Returns:
+        The report; the module is only changed when nothing is wrong.
+
+    Raises:
+        LoadError: Missing, unexpected or misshapen keys that were not declared; the text lists them.
+    """
+    own = module.state_dict()
+    report, loaded, misshapen = LoadReport(), {}, []
+    for key, value in tensors.items():
+        if key not in own:
+            report.unexpected.append(key)
+        elif value.shape == own[key].shape:
+            report.matched.append(key)
+            loaded[key] = value
+        else:
+            adapter = next((a for prefix, a in (adapters or {}).items() if key.startswith(prefix)), None)
+            change = f"{key} {tuple(value.shape)} -> {tuple(own[key].shape)}"
+            if adapter is None:
+                misshapen.append(change)
+            elif (changed := adapter(key, value, own[key])) is not None:
+                report.reshaped.append(change)
+                loaded[key] = changed
+            else:
+                report.missing.append(key)
+    report.missing += [key for key in own if key not in tensors]
+    wrong = {
+        "missing": [k for k in report.missing if not k.startswith(tuple(allow_missing) or "\0")],
+        "unexpected": [k for k in report.unexpected if not k.startswith(tuple(allow_unexpected) or "\0")],
+        "misshapen": misshapen,
+    }
+    if any(wrong.values()):
+        details = "; ".join(f"{len(keys)} {name}: {_shorten(keys)}" for name, keys in wrong.items() if keys)
+        raise LoadError(f"{source} do not fit {type(module).__name__}: {details}. Nothing was loaded.")
+    module.load_state_dict(loaded, strict=False)
+    return report
+
+
+def _shorten(keys: list[str], most: int = 5) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+
+
+def model_folder(source: str | Path) -> Path:
+    """Return the folder of a model directory.
+
+    Args:
+        source: A bundled model's name, a folder, ``local-dir:PATH``, or ``hf-hub:ORG/NAME`` (files are fetched into
+            the hub's cache when they are not there).
+
+    Raises:
+        LoadError: The folder is no model directory, or the hub did not answer.
+        UnknownNameError: Neither a bundled model nor a folder.
+    """
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        return _from_hub(text.removeprefix("hf-hub:"))
+    bundled = bundled_models()
+    if text in bundled:
+        return bundled[text]
+    folder = Path(text.removeprefix("local-dir:"))
+    if not folder.is_dir():
+        if text.startswith("local-dir:") or "/" in text:
+            raise LoadError(f"{folder}: no such folder; a model directory holds config.json and model.safetensors.")
+        raise UnknownNameError("model", text, bundled)
+    if not (folder / "config.json").is_file():
+        raise LoadError(f"{folder}: not a model directory, config.json is missing; `vertebra fit` writes one per run.")
+    return folder
+
+
+def _from_hub(repo: str) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config = hf_hub_download(repo, "config.json")
+        hf_hub_download(repo, "model.safetensors")
+    except LocalEntryNotFoundError as error:
+        raise LoadError(f"hf-hub:{repo}: the hub cannot be reached and the model is not in the cache.") from error
+    except EntryNotFoundError as error:
+        raise LoadError(f"hf-hub:{repo}: config.json or model.safetensors is missing in that repository.") from error
+    except (HfHubHTTPError, ValueError) as error:
+        raise LoadError(f"hf-hub:{repo}: {str(error).splitlines()[0]}") from error
+    return Path(config).parent
+
+
+def read_config(source: str | Path) -> dict[str, Any]:
+    """Return ``config.json`` of a model directory.
+
+    Raises:
+        LoadError: It is no JSON object, or no model of ours.
+    """
+    path = model_folder(source) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LoadError(f"{path}: not readable as JSON ({error}).") from error
+    if not isinstance(config, dict) or "backbone" not in config:
+        raise LoadError(f"{path}: has no 'backbone' entry, so it was not written by vertebra.")
+    return config
+
+
+def read_tensors(source: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a model directory.
+
+    Raises:
+        LoadError: ``model.safetensors`` is missing or damaged.
+    """
+    path = model_folder(source) / "model.safetensors"
+    if not path.is_file():
+        raise LoadError(f"{path}: missing; a model directory holds config.json and model.safetensors.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise LoadError(f"{path}: damaged or not a safetensors file ({error}).") from error
+
+
+def read_backbone_config(source: str | Path) -> BackboneConfig:
+    """Return the backbone's config in a model directory."""
+    return BackboneConfig.from_dict(read_config(source)["backbone"])
+
+
+def load_backbone(backbone: Backbone, source: str | Path) -> LoadReport:
+    """Load the backbone of a model directory, leaving its embedding and head.
+
+    Raises:
+        LoadError: It does not fit.
+    """
+    prefix = "backbone."
+    tensors = {k.removeprefix(prefix): v for k, v in read_tensors(source).items() if k.startswith(prefix)}
+    return load_state(backbone, tensors, source=f"the backbone weights of {source}")
+
+
+def save_tensors(module: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a module's state dict as safetensors; tensors that share memory are written once each."""
+    from safetensors.torch import save_file
+
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+
+
+__all__ = [
+    "LoadReport",
+    "load_backbone",
+    "load_state",
+    "model_folder",
+    "read_backbone_config",
+    "read_config",
+    "read_tensors",
+    "save_tensors",
+]
