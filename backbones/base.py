@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -295,7 +296,7 @@ def is_pretrained(name: str) -> bool:
 
 def split_name(text: str) -> tuple[str, dict[str, Any]]:
     """Split ``name,field=value,...`` into the name and its fields; values are JSON, or else strings."""
-    name, *pairs = text.split(",")
+    name, *pairs = re.split(r",(?![^\[]*\])", text)  # not inside a list
     fields: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
