@@ -192,11 +192,18 @@ def hybrid_test() -> HybridConfig:
     )
 
 
-@preset(params=1_187_640)
+@preset(params=788_794)
 def hybrid_nano() -> HybridConfig:
     """For a laptop: trains in minutes on two cores."""
     return HybridConfig(
-        dim=128, depth=6, pattern="MMMMAM", hidden_dim=256, mamba_head_dim=32, state_dim=32, num_heads=4, num_kv_heads=2
+        dim=96,
+        depth=6,
+        pattern="MMMMAM",
+        hidden_dim=256,
+        mamba_head_dim=32,
+        state_dim=32,
+        num_heads=4,
+        num_kv_heads=2,
     )
 
 

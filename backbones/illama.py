@@ -151,10 +151,10 @@ def illama_test() -> ILLaMAConfig:
     return ILLaMAConfig(dim=16, depth=2, num_heads=2, num_kv_heads=1, hidden_dim=32)
 
 
-@preset(params=1_208_960)
+@preset(params=667_104)
 def illama_nano() -> ILLaMAConfig:
     """For a laptop: trains in minutes on two cores."""
-    return ILLaMAConfig(dim=128, depth=6, num_heads=4, hidden_dim=352)
+    return ILLaMAConfig(dim=96, depth=6, num_heads=4, hidden_dim=256)
 
 
 @preset(params=5_322_432)

@@ -1,4 +1,4 @@
-"""The original implementations' numbers: files in tests/golden, made with transformers 5.23.0 and the iLLaMA repository."""
+"""The original implementations' numbers: files in tests/golden, made with transformers 5.23.0 and iLLaMA's code."""
 
 import json
 

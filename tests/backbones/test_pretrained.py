@@ -1,0 +1,153 @@
+"""Strict loading with a report, and the places a model can come from."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from vertebra.backbones.base import create_backbone, resolve
+from vertebra.backbones.pretrained import load_state, model_folder, read_config, read_tensors, save_tensors
+from vertebra.errors import LoadError, UnknownNameError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small model directory: a backbone and a head."""
+    torch.manual_seed(5)
+    model = torch.nn.ModuleDict({"backbone": create_backbone("hybrid_test"), "head": torch.nn.Linear(16, 2)})
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps({"backbone": resolve("hybrid_test").to_dict()}))
+    save_tensors(model, path / "model.safetensors")
+    return path
+
+
+def test_local_dir_gives_the_saved_weights(folder):
+    saved = read_tensors(folder)
+    backbone = create_backbone(f"local-dir:{folder}")
+    assert all(torch.equal(v, saved[f"backbone.{k}"]) for k, v in backbone.state_dict().items())
+
+
+def test_a_pretrained_name_may_change_what_has_no_weights(folder):
+    assert create_backbone(f"local-dir:{folder},dropout=0.5").config.dropout == 0.5
+    with pytest.raises(LoadError, match=r"do not fit Hybrid: .*unexpected: layers.2"):
+        create_backbone(f"local-dir:{folder},depth=2")
+
+
+def test_report_counts_and_errors_list_the_keys():
+    module = torch.nn.Linear(3, 2)
+    good = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
+    assert str(load_state(module, good)) == "2 matched, 0 reshaped, 0 missing, 0 unexpected"
+    with pytest.raises(
+        LoadError, match=r"the weights do not fit Linear: 1 missing: bias; 1 unexpected: b\. Nothing was"
+    ):
+        load_state(module, {"weight": good["weight"] * 2, "b": good["bias"]})
+    assert torch.equal(module.weight, torch.ones(2, 3))
+    with pytest.raises(LoadError, match=r"1 misshapen: weight \(5, 3\) -> \(2, 3\)"):
+        load_state(module, {"weight": torch.ones(5, 3), "bias": good["bias"]})
+    report = load_state(
+        module, {"weight": good["weight"], "old": good["bias"]}, allow_missing=["bias"], allow_unexpected=["old"]
+    )
+    assert (report.missing, report.unexpected) == (["bias"], ["old"])
+
+
+def test_an_adapter_declares_a_new_shape():
+    module = torch.nn.Embedding(4, 2)
+    saved = {"weight": torch.ones(3, 2)}
+    grow = {"weight": lambda key, old, new: torch.cat([old, old.mean(0, keepdim=True)])}
+    assert load_state(module, saved, adapters=grow).reshaped == ["weight (3, 2) -> (4, 2)"]
+    assert torch.equal(module.weight, torch.ones(4, 2))
+    keep = load_state(module, saved, adapters={"weight": lambda *_: None}, allow_missing=["weight"])
+    assert keep.missing == ["weight"]
+
+
+def test_wrong_places_are_named(tmp_path, folder):
+    with pytest.raises(LoadError, match="no such folder"):
+        model_folder(f"local-dir:{tmp_path}/nothing")
+    with pytest.raises(LoadError, match=r"not a model directory, config\.json is missing"):
+        model_folder(tmp_path)
+    with pytest.raises(UnknownNameError, match="unknown model 'dna_promotr'"):
+        model_folder("dna_promotr")
+    (folder / "model.safetensors").write_bytes(b"\x00" * 10)
+    with pytest.raises(LoadError, match="damaged or not a safetensors file"):
+        read_tensors(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(LoadError, match="has no 'backbone' entry"):
+        read_config(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(LoadError, match="not readable as JSON"):
+        read_config(folder)
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's protocol as a download needs."""
+
+    root = None
+
+    def do_HEAD(self):
+        self._answer(body=False)
+
+    def do_GET(self):
+        self._answer(body=True)
+
+    def _answer(self, body):
+        org, name, verb, _, file = (self.path.strip("/").split("/") + [""] * 5)[:5]
+        path = self.root / file
+        known = (org, name, verb) == ("org", "tiny", "resolve") and path.is_file()
+        content = path.read_bytes() if known else b""
+        self.send_response(200 if known else 404)
+        if known:
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+        else:
+            self.send_header("X-Error-Code", "RepoNotFound" if name != "tiny" else "EntryNotFound")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.slow
+def test_hf_hub_from_a_server_then_from_the_cache_then_an_error(folder, tmp_path):
+    Hub.root = folder
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = (
+        "import sys; from vertebra.backbones.base import create_backbone\n"
+        "try: print(sum(p.sum().item() for p in create_backbone(sys.argv[1]).parameters()))\n"
+        "except Exception as e: print(type(e).__name__, e)"
+    )
+
+    def run(name, offline="0"):
+        env = {
+            **os.environ,
+            "HF_HUB_OFFLINE": offline,
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", script, name], env=env, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+
+    expected = sum(v.sum().item() for k, v in read_tensors(folder).items() if k.startswith("backbone."))
+    try:
+        assert float(run("hf-hub:org/tiny")) == pytest.approx(expected, rel=1e-5)
+        assert "LoadError hf-hub:org/none" in run("hf-hub:org/none")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert float(run("hf-hub:org/tiny", offline="1")) == pytest.approx(expected, rel=1e-5)
+    assert "cannot be reached and the model is not in the cache" in run("hf-hub:org/other", offline="1")
