@@ -1,0 +1,172 @@
+"""Layers of settings: which classes they name, what a checkpoint brings, and the files the parser reads in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib import import_module
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vertebra.cli.invocation import Invocation, read_yaml
+from vertebra.cli.recipes import recipe_path
+from vertebra.cli.runs import run_folder_of
+from vertebra.errors import ConfigError, LoadError
+
+
+def domain_names() -> list[str]:
+    """Names of the domains that have a task."""
+    return sorted(p.parent.name for p in (Path(str(files("vertebra"))) / "domains").glob("*/task.py"))
+
+
+def import_domains(call: Invocation, *, everything: bool) -> None:
+    """Import the classes that short names may mean: those of the recipe's domain, else of all."""
+    names = [name for word, name in class_names(call) if name and "." not in name]
+    if not (names or everything):
+        return
+    recipe = call.recipe.partition("/")[0] if call.recipe and not everything else None
+    for domain in [recipe] if recipe else domain_names():
+        for part in ("data", "task"):
+            if find_spec(f"vertebra.domains.{domain}") and find_spec(f"vertebra.domains.{domain}.{part}"):
+                import_module(f"vertebra.domains.{domain}.{part}")
+    if everything or any(name.endswith("Config") for name in names):
+        from vertebra.backbones.base import config_class
+        from vertebra.backbones.catalog import families
+
+        for family in families():
+            config_class(family)
+
+
+def class_names(call: Invocation) -> Iterator[tuple[str, str]]:
+    """Yield (section or option, class name) for every class that is named in files or words."""
+    for _, document in call.documents():
+        for section in ("model", "data"):
+            value = document.get(section)
+            if isinstance(value, str):
+                yield section, value
+            elif isinstance(value, dict):
+                yield section, str(value.get("class_path") or "")
+                backbone = (value.get("init_args") or value).get("backbone")
+                if isinstance(backbone, dict):
+                    yield "backbone", str(backbone.get("class_path") or "")
+    for word, following in zip(call.rest, [*call.rest[1:], ""], strict=False):
+        option, equals, value = word.partition("=")
+        named = {"--model": "model", "--data": "data", "--model.class_path": "model", "--data.class_path": "data",
+                   "--model.backbone": "backbone"}.get(option)  # fmt: skip
+        if named:
+            yield named, value if equals else following
+
+
+def read_checkpoint_of(call: Invocation) -> dict[str, Any] | None:
+    """Read the checkpoint that was named, without running code from it.
+
+    Raises:
+        LoadError: Not a Lightning checkpoint.
+    """
+    if call.checkpoint is None:
+        return None
+    import torch
+
+    try:
+        checkpoint = torch.load(call.checkpoint, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
+        raise LoadError(
+            f"{call.checkpoint}: not a readable checkpoint ({next(iter(str(e).splitlines()), repr(e))})."
+        ) from e
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise LoadError(f"{call.checkpoint}: must hold a Lightning checkpoint, with a state_dict.")
+    return checkpoint
+
+
+def model_class_of(checkpoint: dict[str, Any]) -> str | None:
+    """Class path of the task that wrote a checkpoint."""
+    path = checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path")
+    return str(path) if path else None
+
+
+def check_class(call: Invocation, checkpoint: dict[str, Any]) -> None:
+    """Refuse another model class than that of the checkpoint."""
+    held = model_class_of(checkpoint)
+    if held is None:
+        return
+    for section, name in class_names(call):
+        if section == "model" and name and not name.endswith((".yaml", ".json")) and not same_class(name, held):
+            raise ConfigError(mismatch_text(call, held, name))
+
+
+def mismatch_text(call: Invocation, held: str, asked: str) -> str:
+    """Text for a model class that differs from that of the checkpoint."""
+    return (
+        f"--ckpt_path {call.checkpoint} holds a {held.rpartition('.')[2]}, but the model asked for is "
+        f"{asked.rpartition('.')[2]}; leave the model out, or take the weights alone with "
+        f"--model.init_from {call.checkpoint}"
+    )
+
+
+def same_class(name: str, path: str) -> bool:
+    """Whether a short or full class name means the class of ``path``."""
+    if "." not in name:
+        return name == path.rpartition(".")[2]
+    if name == path:
+        return True
+    try:
+        return _imported(name) is _imported(path)
+    except (ImportError, AttributeError):
+        return True  # the parser says what is wrong with it
+
+
+def _imported(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def config_layers(call: Invocation, checkpoint: dict[str, Any] | None, scratch: Path) -> list[str]:
+    """Return ``--config`` words for recipe, checkpoint and ``-c`` files, weakest first."""
+    paths = [recipe_path(call.recipe)] if call.recipe else []
+    if checkpoint is not None:
+        paths.append(scratch / "checkpoint.yaml")
+        paths[-1].write_text(yaml.safe_dump(checkpoint_layer(call, checkpoint), sort_keys=False), encoding="utf-8")
+    for number, path in enumerate(call.configs):
+        document = call.documents()[number + (call.recipe is not None)][1]
+        if "ckpt_path" in document:  # it was followed already, and stays the weaker of two
+            document = {k: v for k, v in document.items() if k != "ckpt_path"}
+            path = scratch / f"{number}-{path.name}"
+            path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        paths.append(path)
+    return [f"--config={p}" for p in paths] + ([f"--ckpt_path={call.checkpoint}"] if call.checkpoint else [])
+
+
+def checkpoint_layer(call: Invocation, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Settings a checkpoint brings: model and data; for ``fit`` also the trainer's, from the run folder around it."""
+    layer: dict[str, Any] = {}
+    assert call.checkpoint is not None
+    folder = run_folder_of(call.checkpoint)
+    if call.subcommand == "fit" and folder is not None:
+        settings = read_yaml(folder / "config.yaml")
+        layer = {k: settings[k] for k in ("seed_everything", "trainer") if k in settings}
+    given = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
+    if isinstance(given.get("backbone"), dict) and "family" in given["backbone"]:
+        given["backbone"] = _as_class(given["backbone"])
+    if held := model_class_of(checkpoint):
+        layer["model"] = {"class_path": held, "init_args": given}
+    data = checkpoint.get("data")
+    saved = checkpoint.get("datamodule_hyper_parameters") or {}
+    if data is None and "_class_path" in saved:
+        arguments = {k: v for k, v in saved.items() if not k.startswith("_")}
+        data = {"class_path": saved["_class_path"], "init_args": arguments}
+    if data is not None:
+        layer["data"] = data
+    return json.loads(json.dumps(layer, default=list))  # tuples are no plain YAML
+
+
+def _as_class(backbone: dict[str, Any]) -> dict[str, Any]:
+    """Turn ``BackboneConfig.to_dict()`` into the form that the parser reads."""
+    from vertebra.backbones.base import config_class
+
+    fields = {k: v for k, v in backbone.items() if k != "family"}
+    cls = config_class(backbone["family"])
+    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": fields}

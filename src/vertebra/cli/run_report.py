@@ -1,0 +1,67 @@
+"""Figures and ``report.html`` of a run folder, from the files in it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+from vertebra.pipelines.figures import PALETTE, new_figure
+
+
+def write_report(folder: Path, facts: dict[str, Any]) -> list[str]:
+    """Draw the curves of ``metrics.csv`` and write the report; return what was written."""
+    figure = draw_curves(read_curves(folder / "metrics.csv"))
+    if figure is None:
+        return []
+    (folder / "figures").mkdir(exist_ok=True)
+    figure.savefig(folder / "figures" / "curves.png", dpi=110)
+    return ["figures/"]
+
+
+def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return ``{metric: [(step, value), ...]}`` of a ``metrics.csv``."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as f:
+            for row in csv.DictReader(f):
+                for name, text in row.items():
+                    if text and name not in ("epoch", "step") and math.isfinite(value := float(text)):
+                        curves.setdefault(name, []).append((int(row["step"]), value))
+    return curves
+
+
+def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> Any:
+    """Draw one panel for each metric, the same metric of several splits in one.
+
+    Args:
+        curves: As ``read_curves`` returns them.
+
+    Returns:
+        The figure, or None where nothing was logged during the training.
+    """
+    panels: dict[str, list[str]] = {}
+    for name in curves:
+        split, _, metric = name.partition("/")
+        if split in ("train", "val"):
+            panels.setdefault(metric, []).append(name)
+        elif not metric:
+            panels.setdefault(name, []).append(name)
+    if not panels:
+        return None
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure, axes = new_figure(rows, columns, width=3.6 * columns, height=2.5 * rows)
+    for place, (metric, names) in zip(axes, panels.items(), strict=False):
+        for color, name in zip(PALETTE, sorted(names), strict=False):
+            steps, values = zip(*curves[name], strict=True)
+            marker = "o" if len(steps) < 20 else ""
+            place.plot(steps, values, color=color, marker=marker, markersize=3, linewidth=1.3, label=name)
+        place.set_title(metric, fontsize=10, loc="left")
+        place.set_xlabel("step", fontsize=9)
+        if len(names) > 1:
+            place.legend(fontsize=8, frameon=False)
+    for place in axes[len(panels) :]:
+        place.set_visible(False)
+    return figure
