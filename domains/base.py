@@ -1,0 +1,480 @@
+"""What all domains share: the data module, the task, and the writer of predictions.
+
+A task takes the description of a backbone, never a module, and builds its model in ``configure_model`` from what the
+data knows (``trainer.datamodule.spec``). Checkpoints carry both, so one file is enough to go on, test or predict.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import logging
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
+from vertebra.backbones.pretrained import LoadReport, load_backbone, load_state, model_folder, read_tensors
+from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler
+from vertebra.domains.model import DomainModel
+from vertebra.domains.optim import OptimizerConfig, build_optimizer
+from vertebra.domains.saving import class_path, import_class
+from vertebra.domains.spec import DataSpec
+from vertebra.errors import ConfigError, DataError, LoadError
+
+__all__ = ["BaseData", "BaseTask", "DomainModel", "Items", "PredictionWriter", "load_task", "read_checkpoint"]
+
+log = logging.getLogger("vertebra")
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+class Items(Protocol):
+    """Items of one split, held in memory."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Length of every item, shape (N,)."""
+        ...
+
+    def fetch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
+        """Make the batch of ``indices`` (B,) as it is in ``epoch``."""
+        ...
+
+
+class BaseData(pl.LightningDataModule, ABC):
+    """Data module: a subclass reads files in ``load``; batches, seeds, ranks and resuming are done here.
+
+    Args:
+        batch_size: Items in a batch of one process.
+        max_tokens: Positions in a batch, padding included; with ``batch_size`` the smaller of both limits holds.
+        num_workers: Worker processes; data is in memory and 0 is fastest unless batches are heavy to make.
+        pin_memory: Whether to copy batches into page-locked memory, for a GPU.
+        seed: Seed of splits, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if value is not None and value < 1:
+                raise ConfigError(f"data: {name} must be at least 1, got {value}.")
+        self.batch_size, self.max_tokens = batch_size, max_tokens
+        self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
+        self._spec: DataSpec | None = None
+        self._splits: dict[str, Items] = {}
+
+    @abstractmethod
+    def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
+        """Read the files.
+
+        Args:
+            splits: The splits that are wanted; others may be returned too.
+            spec: The spec of the model when it exists already: its classes, alphabet and lengths hold.
+
+        Returns:
+            The spec and the items of every split there is.
+        """
+
+    @property
+    def spec(self) -> DataSpec:
+        """Facts about the data.
+
+        Raises:
+            ConfigError: ``setup`` has not run.
+        """
+        if self._spec is None:
+            raise ConfigError(f"{type(self).__name__}: spec is known after setup; call setup('fit') first.")
+        return self._spec
+
+    def use_spec(self, spec: DataSpec) -> None:
+        """Read the data as the model of this spec expects it, whatever the files alone would suggest."""
+        self._spec = spec
+        self._splits = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files once."""
+        wanted: dict[str, set[Split]] = {
+            "fit": {"train", "val"},
+            "validate": {"val"},
+            "test": {"test"},
+            "predict": {"predict"},
+            "": {"train", "val", "test"},
+        }
+        splits = wanted[stage or ""]
+        if splits <= self._splits.keys():
+            return
+        spec, items = self.load(splits, self._model_spec() or self._spec)
+        self._spec, self._splits = spec, {**self._splits, **items}
+
+    def _model_spec(self) -> DataSpec | None:
+        trainer = self.trainer
+        task = getattr(trainer, "lightning_module", None)
+        if isinstance(task, BaseTask) and task.spec is not None:
+            return task.spec
+        path = getattr(trainer, "ckpt_path", None)
+        return DataSpec.from_dict(read_checkpoint(path)["spec"]) if path else None
+
+    def items(self, split: Split) -> Items:
+        """Items of a split.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        if split not in self._splits:
+            raise DataError(f"{type(self).__name__}: no {split} data; {self.hint(split)}")
+        return self._splits[split]
+
+    def hint(self, split: Split) -> str:
+        """What to do when a split is missing."""
+        return f"give a {split} file or a share of the data."
+
+    def loader(self, split: Split, *, shuffle: bool) -> BatchLoader:
+        """Batches of a split for this process."""
+        items, trainer = self.items(split), self.trainer
+        sampler = LengthBucketSampler(
+            items.lengths,
+            batch_size=self.batch_size,
+            max_tokens=self.max_tokens,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+        )
+        return BatchLoader(items.fetch, sampler, num_workers=self.num_workers, pin_memory=self.pin_memory)
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches of the training split."""
+        return self.loader("train", shuffle=not getattr(self.trainer, "overfit_batches", 0))
+
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        """Batches of the validation split; none where there is no such split."""
+        return self.loader("val", shuffle=False) if "val" in self._splits else []
+
+    def test_dataloader(self) -> BatchLoader:
+        """Batches of the test split."""
+        return self.loader("test", shuffle=False)
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Batches of the files to predict."""
+        return self.loader("predict", shuffle=False)
+
+
+class BaseTask(pl.LightningModule, ABC):
+    """Task: loss, metrics, optimizer; builds its model from the data's spec.
+
+    All constructor arguments of a subclass are saved as plain hyper-parameters, with the backbone resolved.
+
+    Args:
+        backbone: A config, a preset's name, or the name of a pretrained one, whose weights are then loaded.
+        optimizer: AdamW and its schedule.
+        init_from: Where to take initial weights: a model directory, a bundled model's name, or a ``.ckpt``.
+        init_parts: ``backbone`` alone, or ``all`` that fits by name; a head of another shape stays fresh either way.
+        freeze_backbone: Whether the backbone keeps its weights.
+        unfreeze_at: Epoch at which a frozen backbone begins to learn; None for never.
+    """
+
+    model: DomainModel
+    """Built by ``build``, once the data's spec is known."""
+    _given: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> BaseTask:  # noqa: D102
+        task = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind_partial(task, *args, **kwargs)
+        bound.apply_defaults()
+        object.__setattr__(task, "_given", {k: v for k, v in bound.arguments.items() if k != "self"})
+        return task
+
+    def __init__(
+        self,
+        *,
+        backbone: BackboneConfig | str | Mapping[str, Any],
+        optimizer: OptimizerConfig | Mapping[str, Any] | None = None,
+        init_from: str | None = None,
+        init_parts: Literal["backbone", "all"] = "backbone",
+        freeze_backbone: bool = False,
+        unfreeze_at: int | None = None,
+    ) -> None:
+        super().__init__()
+        self._pretrained = split_name(backbone)[0] if isinstance(backbone, str) else ""
+        if not is_pretrained(self._pretrained):
+            self._pretrained = ""
+        if isinstance(backbone, Mapping):
+            self.backbone_config = BackboneConfig.from_dict(dict(backbone))
+        else:
+            self.backbone_config = resolve(backbone)
+        if isinstance(optimizer, Mapping):
+            optimizer = OptimizerConfig(**optimizer)
+        self.optimizer_config = optimizer or OptimizerConfig()
+        if init_parts not in ("backbone", "all"):
+            raise ConfigError(f"init_parts must be 'backbone' or 'all', got {init_parts!r}.")
+        if unfreeze_at is not None and not freeze_backbone:
+            raise ConfigError(f"unfreeze_at={unfreeze_at} needs freeze_backbone=true.")
+        self.init_from, self.init_parts = init_from, init_parts
+        self.freeze_backbone, self.unfreeze_at = freeze_backbone, unfreeze_at
+        self.load_report: LoadReport | None = None
+        given = {**self._given, "backbone": self.backbone_config, "optimizer": self.optimizer_config}
+        self.save_hyperparameters({k: _plain(v) for k, v in given.items()}, logger=False)
+
+    # ------------------------------------------------------------ what a domain defines
+
+    @abstractmethod
+    def build_model(self, backbone: Backbone, spec: DataSpec) -> DomainModel:
+        """Make the model; refuse a spec that contradicts what the user typed."""
+
+    def build_metrics(self, spec: DataSpec) -> None:
+        """Make the metrics, once the spec is known."""
+
+    # ------------------------------------------------------------ building and loading
+
+    @property
+    def spec(self) -> DataSpec | None:
+        """Spec of the model; None before it is built."""
+        return self.model.spec if self.is_built else None
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the model exists."""
+        return "model" in self._modules
+
+    def build(self, spec: DataSpec) -> None:
+        """Build model and metrics for data of this spec."""
+        self.model = self.build_model(self.backbone_config.build(), spec)
+        self.build_metrics(spec)
+
+    def configure_model(self) -> None:
+        """Build the model once, with initial weights unless a checkpoint will bring them."""
+        if self.is_built:
+            return
+        data = getattr(self.trainer, "datamodule", None)
+        resuming = self.trainer.ckpt_path is not None
+        if not isinstance(data, BaseData):
+            raise ConfigError(
+                f"{type(self).__name__}: the model is built from the data; give the trainer a datamodule."
+            )
+        self.build(data.spec)
+        if not resuming:
+            self.load_initial()
+
+    def load_initial(self) -> None:
+        """Load the weights of a pretrained backbone or of ``init_from``, and print what was loaded."""
+        source = self.init_from
+        if self._pretrained:
+            self.load_report = load_backbone(self.model.backbone, self._pretrained)
+            log.info("%s: %s", self._pretrained, self.load_report)
+        if source is not None:
+            self.load_report = init_weights(self.model, source, self.init_parts)
+            log.info("%s: %s", source, self.load_report)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to build this task again: ``class_path``, ``spec`` and ``backbone``."""
+        checkpoint["class_path"] = class_path(self)
+        checkpoint["spec"] = self.model.spec.to_dict()
+        checkpoint["backbone"] = self.backbone_config.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build the model, where no data did; refuse a checkpoint of data that differs."""
+        if "spec" not in checkpoint:
+            raise LoadError("the checkpoint holds no 'spec', so no task of vertebra wrote it.")
+        spec = DataSpec.from_dict(checkpoint["spec"])
+        if not self.is_built:
+            self.build(spec)
+        elif self.model.spec != spec:
+            mine, theirs = self.model.spec.to_dict(), spec.to_dict()
+            differing = [f"{k}: {theirs.get(k)} and {v}" for k, v in mine.items() if theirs.get(k) != v]
+            raise ConfigError(
+                f"{type(self).__name__}: the checkpoint and the data must agree, got {'; '.join(differing)} "
+                "(checkpoint and data); use the data of the checkpoint, or --model.init_args.init_from for its weights."
+            )
+
+    # ------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, with its schedule stepped at every optimizer step."""
+        steps = self.trainer.estimated_stepping_batches
+        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether the backbone keeps its weights in the current epoch."""
+        return self.freeze_backbone and (self.unfreeze_at is None or self.current_epoch < self.unfreeze_at)
+
+    def on_fit_start(self) -> None:
+        """Freeze the backbone, where it is for the whole run."""
+        if self.freeze_backbone and self.unfreeze_at is None:
+            self.model.backbone.requires_grad_(False)
+
+    def on_train_epoch_start(self) -> None:
+        """A frozen backbone runs without dropout."""
+        self.model.backbone.train(not self.backbone_is_frozen)
+
+    def on_after_backward(self) -> None:
+        """Drop the gradients of a backbone that is frozen for now.
+
+        Its parameters keep ``requires_grad``: DDP only synchronises those that had it at the start.
+        """
+        if self.backbone_is_frozen:
+            for parameter in self.model.backbone.parameters():
+                parameter.grad = None
+
+
+def _plain(value: Any) -> Any:
+    """Turn configs and paths into JSON-able values."""
+    if isinstance(value, BackboneConfig):
+        return value.to_dict()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, os.PathLike) else value
+
+
+def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> LoadReport:
+    """Load initial weights into a model.
+
+    Args:
+        model: Where to load.
+        source: A ``.ckpt``, or a model directory as ``model_folder`` takes it.
+        parts: ``backbone``: the backbone, and embeddings of the same shape. ``all``: whatever has the same name; what
+            has another shape, or does not exist in the source, keeps its fresh values.
+
+    Raises:
+        LoadError: The backbone does not fit.
+    """
+    if source.endswith(".ckpt"):
+        state = read_checkpoint(source)["state_dict"]
+        tensors = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    else:
+        tensors = read_tensors(model_folder(source))
+    own = model.state_dict()
+    other = [k for k in own if not k.startswith("backbone.")]
+    if parts == "backbone":
+        keep = ("backbone.", *(f"{part}." for part in model.input_parts))
+        tensors = {k: v for k, v in tensors.items() if k.startswith(keep)}
+    fits = {k: v for k, v in tensors.items() if k.startswith("backbone.") or (k in own and own[k].shape == v.shape)}
+    return load_state(model, fits, source=f"the weights of {source}", allow_missing=tuple(other))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a Lightning checkpoint, without running code from it.
+
+    Raises:
+        LoadError: No such file, or none that a task of ``vertebra`` wrote.
+    """
+    if not Path(path).is_file():
+        raise LoadError(f"{path}: no such checkpoint file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
+        raise LoadError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0] if str(e) else e!r}).") from e
+    if not isinstance(checkpoint, dict) or not {"state_dict", "spec", "class_path"} <= checkpoint.keys():
+        raise LoadError(f"{path}: must hold state_dict, spec and class_path, as checkpoints of vertebra's tasks do.")
+    return checkpoint
+
+
+def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()) -> BaseTask:
+    """Build the task a checkpoint describes, with its weights, in evaluation mode.
+
+    Args:
+        path: A ``.ckpt``.
+        allow_modules: Modules besides ``vertebra`` that the task's class may come from.
+
+    Raises:
+        LoadError: Not a checkpoint of ours, a class that is not allowed, or weights that do not fit.
+    """
+    checkpoint = read_checkpoint(path)
+    cls = import_class(checkpoint["class_path"], BaseTask, allow_modules=allow_modules, source=path)
+    task = cls(**checkpoint["hyper_parameters"])
+    assert isinstance(task, BaseTask)
+    task.build(DataSpec.from_dict(checkpoint["spec"]))
+    load_state(task, checkpoint["state_dict"], source=f"the weights of {path}")
+    return task.eval()
+
+
+class PredictionWriter(pl.Callback):
+    """Write what ``predict_step`` returns, a list of dicts per batch, as one CSV.
+
+    The file appears whole at the end, in the order of the items' ``index``, which is not written.
+
+    Args:
+        path: The CSV.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._rows: list[dict[str, Any]] = []
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with no rows."""
+        self._rows = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the rows of a batch."""
+        self._rows += outputs
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gather the rows of all processes and write them."""
+        rows = self._rows
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, rows)
+            rows = [row for part in parts for row in part]
+        if trainer.is_global_zero:
+            unique = {row["index"]: row for row in rows}  # the last batch repeats items where ranks would have none
+            write_csv(self.path, [unique[i] for i in sorted(unique)])
+            log.info("wrote %d predictions to %s", len(unique), self.path)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows as CSV under a temporary name, then rename.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    names = [k for k in rows[0] if k != "index"] if rows else []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", newline="", encoding="utf-8") as f:
+            writer = csv.DictWriter(f, names, extrasaction="ignore", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
+        partial.replace(path)
+    except OSError as e:
+        raise DataError(f"{path}: cannot be written ({e.strerror}); choose another place.") from e
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.item()
+    if isinstance(value, float):
+        return "nan" if math.isnan(value) else f"{value:.6g}"
+    return value

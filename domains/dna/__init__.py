@@ -1,0 +1,1 @@
+"""DNA: language models of genomes, and classes, labels or numbers of sequences."""

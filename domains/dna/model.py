@@ -1,0 +1,243 @@
+"""DNA models: embedding, backbone, head; plain torch.
+
+The echo embedding follows HybriDNA (https://arxiv.org/abs/2502.10807): a causal backbone reads the sequence twice, and
+only the states of the second copy, which have seen the whole sequence, are pooled. In the reverse-complement echo the
+second copy is the other strand; the paper does not print its layout, x followed by RC(x) is our reading.
+
+Shapes: B batch, L positions, D width, V vocabulary, C outputs.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vertebra.backbones.base import Backbone
+from vertebra.domains.dna.spec import DNASpec
+from vertebra.domains.model import DomainModel
+from vertebra.errors import ConfigError, ShapeError
+from vertebra.tokenizers.base import tokenizer_from_dict
+from vertebra.tokenizers.nucleotide import DNATokenizer
+
+Pooling = Literal["echo", "rc_echo", "mean", "last"]
+Head = Literal["linear", "mlp", "cnn"]
+Positions = Literal["none", "learned"]
+
+
+class _DNAModel(DomainModel):
+    input_parts: ClassVar[tuple[str, ...]] = ("embed", "positions")
+    complement: Tensor
+    spec: DNASpec
+
+    def __init__(self, backbone: Backbone, spec: DNASpec, **arguments: object) -> None:
+        super().__init__(backbone, spec, **arguments)
+        tokenizer = tokenizer_from_dict(spec.tokenizer)
+        if not isinstance(tokenizer, DNATokenizer):
+            raise ConfigError(f"{type(self).__name__}: the tokenizer must be one for DNA, got {tokenizer!r}.")
+        self.tokenizer = tokenizer
+        self.pad_id = tokenizer.pad_id
+        self.embed = nn.Embedding(self.tokenizer.vocab_size, backbone.config.dim)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.register_buffer("complement", torch.as_tensor(tokenizer.complement), persistent=False)
+
+    def _check_ids(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        if ids.ndim != 2 or ids.is_floating_point():
+            raise ShapeError(f"{type(self).__name__}: ids must be integers (B, L), got {ids.dtype} {tuple(ids.shape)}.")
+        if mask is None:
+            return ids != self.pad_id
+        if mask.shape != ids.shape or mask.dtype != torch.bool:
+            raise ShapeError(
+                f"{type(self).__name__}: mask must be bool {tuple(ids.shape)} (True = real position), "
+                f"got {mask.dtype} {tuple(mask.shape)}."
+            )
+        return mask
+
+
+class DNALanguageModel(_DNAModel):
+    """Next-token or masked-token model of DNA.
+
+    Args:
+        backbone: Causal for next tokens, bidirectional for masked ones.
+        spec: Facts about the data.
+        tie: Whether the head shares its matrix with the embedding.
+    """
+
+    task: ClassVar[str] = "dna/lm"
+
+    def __init__(self, backbone: Backbone, spec: DNASpec, *, tie: bool = False) -> None:
+        super().__init__(backbone, spec, tie=tie)
+        self.head = nn.Linear(backbone.config.dim, self.tokenizer.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=0.02)
+        if tie:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Map ids (B, L) to logits (B, L, V).
+
+        Args:
+            ids: Token ids, int.
+            mask: Real positions, bool (B, L); None for all that are not ``[PAD]``.
+            segments: Packed sequence of every position, int (B, L); None when a row is one sequence.
+        """
+        return self.head(self.embed_positions(ids, mask, segments))
+
+    def embed_positions(self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Map ids (B, L) to the backbone's features (B, L, D)."""
+        mask = self._check_ids(ids, mask)
+        return self.backbone(self.embed(ids.long()), mask, segments)
+
+    def embed_sequences(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ids (B, L) to one vector a sequence (B, D): the mean over its positions."""
+        mask = self._check_ids(ids, mask)
+        return masked_mean(self.embed_positions(ids, mask), mask)
+
+
+class DNAClassifier(_DNAModel):
+    """Classes, labels or numbers of whole sequences.
+
+    Args:
+        backbone: Any; ``echo`` is meant for causal ones.
+        spec: Facts about the data: task, classes or targets.
+        pooling: ``mean`` over positions, ``last`` position, ``echo``: mean over the second of two copies of the
+            sequence, or ``rc_echo``: the second copy is the reverse complement.
+        head: ``linear``, ``mlp`` with one hidden layer, or ``cnn``: two convolutions before pooling.
+        positions: ``learned`` adds an embedding of the absolute position: for sequences that are aligned, such as
+            promoters cut around their start site.
+        dropout: Share of embedding and of pooled features that is zeroed in training.
+        kernel: Width of the convolutions of the ``cnn`` head.
+        rc_average: Whether logits in evaluation are the mean over both strands.
+    """
+
+    task: ClassVar[str] = "dna/classify"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: DNASpec,
+        *,
+        pooling: Pooling = "mean",
+        head: Head = "linear",
+        positions: Positions = "none",
+        dropout: float = 0.0,
+        kernel: int = 9,
+        rc_average: bool = False,
+    ) -> None:
+        super().__init__(
+            backbone,
+            spec,
+            pooling=pooling,
+            head=head,
+            positions=positions,
+            dropout=dropout,
+            kernel=kernel,
+            rc_average=rc_average,
+        )
+        for name, value, known in (
+            ("pooling", pooling, ("echo", "rc_echo", "mean", "last")),
+            ("head", head, ("linear", "mlp", "cnn")),
+            ("positions", positions, ("none", "learned")),
+        ):
+            if value not in known:
+                raise ConfigError(f"DNAClassifier: {name} must be one of {', '.join(known)}, got {value!r}.")
+        if head == "cnn" and pooling == "last":
+            raise ConfigError("DNAClassifier: head 'cnn' reads all positions; use pooling 'mean' or 'echo' with it.")
+        if spec.num_outputs == 0:
+            raise ConfigError(f"DNAClassifier: the data must name classes or targets, got none (task {spec.task}).")
+        dim = backbone.config.dim
+        self.pooling, self.rc_average = pooling, rc_average
+        self.positions = nn.Embedding(spec.max_length, dim) if positions == "learned" else None
+        if self.positions is not None:
+            nn.init.normal_(self.positions.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        self.convolutions = _Convolutions(dim, kernel) if head == "cnn" else None
+        hidden = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout)) if head == "mlp" else nn.Identity()
+        self.head = nn.Sequential(hidden, nn.Linear(dim, spec.num_outputs))
+
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ids (B, L) to logits, or standardised numbers, (B, C).
+
+        Args:
+            ids: Token ids, int; padding may stand on either side.
+            mask: Real positions, bool (B, L); None for all that are not ``[PAD]``.
+        """
+        mask = self._check_ids(ids, mask)
+        logits: Tensor = self.head(self.dropout(self.embed_sequences(ids, mask)))
+        if self.rc_average and not self.training:
+            other = self.head(self.embed_sequences(self.reverse_complement(ids, mask), mask))
+            logits = (logits + other) / 2
+        return logits
+
+    def embed_sequences(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ids (B, L) to one vector a sequence (B, D), the one the head reads."""
+        features, mask = self.embed_positions(ids, mask)
+        if self.pooling == "last":
+            last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+            return features[torch.arange(len(features), device=features.device), last]
+        return masked_mean(features, mask)
+
+    def embed_positions(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map ids (B, L) to features (B, L, D) and their mask (B, L), the sequence moved to the left.
+
+        With an echo these are the features of the second copy; with ``rc_echo`` its positions run along the other
+        strand.
+        """
+        mask = self._check_ids(ids, mask)
+        lengths = mask.sum(1, keepdim=True)  # (B, 1)
+        start = mask.int().argmax(1, keepdim=True)
+        copies = 2 if self.pooling in ("echo", "rc_echo") else 1
+        at = torch.arange(copies * ids.shape[1], device=ids.device)[None]  # (1, copies * L)
+        real, second = at < copies * lengths, at >= lengths
+        source = torch.where(second, at - lengths, at)
+        if self.pooling == "rc_echo":
+            source = torch.where(second, 2 * lengths - 1 - at, source)
+        source = source.clamp(0, ids.shape[1] - 1)
+        tokens = ids.gather(1, (start + source).clamp(max=ids.shape[1] - 1)).long()
+        if self.pooling == "rc_echo":
+            tokens = torch.where(second, self.complement[tokens], tokens)
+        x = self.embed(tokens.masked_fill(~real, self.pad_id))
+        if self.positions is not None:
+            if ids.shape[1] > self.positions.num_embeddings:
+                raise ShapeError(
+                    f"DNAClassifier: sequences must have at most {self.positions.num_embeddings} tokens (learned "
+                    f"positions), got {ids.shape[1]}; cut them, or train with positions 'none'."
+                )
+            x = x + self.positions(source)
+        features = self.backbone(self.dropout(x), real)
+        kept = at[:, : ids.shape[1]] < lengths  # (B, L)
+        if copies == 2:
+            index = (lengths + at[:, : ids.shape[1]]).clamp(max=features.shape[1] - 1)
+            features = features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))
+        if self.convolutions is not None:
+            features = self.convolutions(features, kept)
+        return features, kept
+
+    def reverse_complement(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Reverse and complement the real positions of ids (B, L), leaving padding where it is."""
+        at = torch.arange(ids.shape[1], device=ids.device)[None]
+        first = mask.int().argmax(1, keepdim=True)
+        source = torch.where(mask, 2 * first + mask.sum(1, keepdim=True) - 1 - at, at)
+        other = self.complement[ids.gather(1, source).long()].to(ids.dtype)
+        return torch.where(mask, other, ids)
+
+
+class _Convolutions(nn.Module):
+    """Two convolutions over positions with a residual; padding counts as zeros, so that it changes nothing."""
+
+    def __init__(self, dim: int, kernel: int) -> None:
+        super().__init__()
+        self.first = nn.Conv1d(dim, dim, kernel, padding="same")
+        self.second = nn.Conv1d(dim, dim, kernel, padding="same")
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        keep = mask[:, None].to(x.dtype)  # (B, 1, L)
+        y = nn.functional.gelu(self.first(x.transpose(1, 2) * keep))
+        y = nn.functional.gelu(self.second(y * keep))
+        return x + y.transpose(1, 2)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (B, L, D) over the positions where mask (B, L) is True: (B, D); zeros where there is none."""
+    weight = mask[..., None].to(x.dtype)
+    return (x * weight).sum(1) / weight.sum(1).clamp(min=1)

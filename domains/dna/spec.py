@@ -1,0 +1,42 @@
+"""Facts about DNA data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from vertebra.domains.spec import DataSpec
+
+Kind = Literal["lm", "classification", "multilabel", "regression"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DNASpec(DataSpec):
+    """Facts about DNA data.
+
+    Args:
+        tokenizer: The tokenizer's ``to_dict()``.
+        task: What is predicted.
+        max_length: Longest input, in tokens.
+        classes: Class names in the order of the logits; the labels of a multi-label task.
+        targets: Names of the numbers that a regression predicts.
+        target_mean: Mean of each target in training; regression heads predict standardised values.
+        target_std: Standard deviation of each target in training.
+        bos: Whether language-model inputs begin with ``[BOS]``.
+    """
+
+    tokenizer: dict[str, Any]
+    task: Kind
+    max_length: int
+    classes: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    bos: bool = False
+
+    domain: ClassVar[str] = "dna"
+
+    @property
+    def num_outputs(self) -> int:
+        """Number C of logits of a classifier, or of numbers of a regression."""
+        return len(self.targets if self.task == "regression" else self.classes)

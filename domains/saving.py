@@ -1,0 +1,183 @@
+"""Model directories: ``config.json``, ``model.safetensors`` and a model card; written whole, loaded strictly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from vertebra import __version__
+from vertebra.backbones.base import BackboneConfig
+from vertebra.backbones.pretrained import load_state, read_config, read_tensors, save_tensors
+from vertebra.domains.model import DomainModel
+from vertebra.domains.spec import DataSpec
+from vertebra.errors import ConfigError, LoadError
+
+FORMAT = 1
+
+
+def import_class(path: str, base: type, *, allow_modules: Iterable[str] = (), source: object = "") -> type[Any]:
+    """Import the class a file names, if its module may be trusted.
+
+    Args:
+        path: Full class path.
+        base: What the class must derive from.
+        allow_modules: Modules besides ``vertebra`` that classes may come from.
+        source: Where the path was read, for the error text.
+
+    Raises:
+        LoadError: The module is not allowed, or holds no such class.
+    """
+    module, _, name = path.rpartition(".")
+    trusted = ("vertebra", *allow_modules)
+    if not any(module == t or module.startswith(f"{t}.") for t in trusted):
+        raise LoadError(
+            f"{source}: the class must come from vertebra or a module you allow, got {path!r}; if you trust it, pass "
+            f"allow_modules=[{module.partition('.')[0]!r}]."
+        )
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as e:
+        raise LoadError(f"{source}: the class {path!r} cannot be imported ({e}); was it moved or renamed?") from e
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise LoadError(f"{source}: {path!r} must be a {base.__name__}; is the file of another kind?")
+    return cls
+
+
+def class_path(value: object) -> str:
+    """Full path of the class of ``value``."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def model_config(
+    model: DomainModel, *, metrics: Mapping[str, float] | None = None, command: str = ""
+) -> dict[str, Any]:
+    """Describe a model as ``config.json`` does."""
+    return {
+        "format": FORMAT,
+        "vertebra": __version__,
+        "task": model.task,
+        "model": class_path(model),
+        "arguments": model.arguments,
+        "backbone": model.backbone.config.to_dict(),
+        "spec": model.spec.to_dict(),
+        "metrics": dict(metrics or {}),
+        "command": command,
+    }
+
+
+def save_model(
+    model: DomainModel,
+    folder: str | os.PathLike[str],
+    *,
+    metrics: Mapping[str, float] | None = None,
+    command: str = "",
+    notes: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a model directory, replacing an older one there.
+
+    Args:
+        model: What to save.
+        folder: Where; its parents are made.
+        metrics: Final numbers, by name.
+        command: The command that made the model.
+        notes: For the card: ``data``, ``licence`` and whatever else is worth a section.
+
+    Raises:
+        ConfigError: The place is taken by something that is no model directory, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / "config.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"save_model: {folder} exists and is no model directory; choose another place.")
+    config = model_config(model, metrics=metrics, command=command)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as e:
+        raise ConfigError(f"save_model: {folder} cannot be written ({e.strerror}); choose another place.") from e
+    try:
+        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (made / "README.md").write_text(_card(folder.name, model, config, notes or {}), encoding="utf-8")
+        save_tensors(model, made / "model.safetensors")
+        made.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    return folder
+
+
+def load_model(source: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()) -> DomainModel:
+    """Build the model a directory describes, with its weights, in evaluation mode.
+
+    Args:
+        source: A bundled model's name, a folder, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
+        allow_modules: Modules besides ``vertebra`` that the model's class may come from.
+
+    Raises:
+        LoadError: No model there, a class that is not allowed, or weights that do not fit.
+    """
+    model = build_model(read_config(str(source)), allow_modules=allow_modules, source=source)
+    load_state(model, read_tensors(str(source)), source=f"the weights of {source}")
+    return model.eval()
+
+
+def build_model(config: Mapping[str, Any], *, allow_modules: Iterable[str] = (), source: object = "") -> DomainModel:
+    """Build the model, with fresh weights, that a ``config.json`` describes.
+
+    Raises:
+        LoadError: A key is missing, or the class is not allowed.
+    """
+    missing = [k for k in ("format", "model", "arguments", "backbone", "spec") if k not in config]
+    if missing:
+        raise LoadError(f"{source}: config.json must hold {', '.join(missing)}; is it a vertebra model directory?")
+    if config["format"] != FORMAT:
+        raise LoadError(
+            f"{source}: format must be {FORMAT}, got {config['format']}; "
+            f"it was written by vertebra {config.get('vertebra', '?')}, this is {__version__}."
+        )
+    cls = import_class(config["model"], DomainModel, allow_modules=allow_modules, source=source)
+    backbone = BackboneConfig.from_dict(config["backbone"]).build()
+    model = cls(backbone, DataSpec.from_dict(config["spec"]), **config["arguments"])
+    assert isinstance(model, DomainModel)
+    return model
+
+
+def _card(name: str, model: DomainModel, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+    count = sum(p.numel() for p in model.parameters())
+    backbone = config["backbone"]
+    lines = [
+        f"# {name}",
+        "",
+        f"A `vertebra` model for `{config['task']}`: {backbone['family']} backbone, width {backbone['dim']}, "
+        f"{backbone['depth']} layers, {count:,} parameters.",
+        "",
+        "## Data",
+        "",
+        notes.get("data", "Not stated."),
+        "",
+        "## Licence",
+        "",
+        notes.get("licence", "Not stated by who trained it."),
+        "",
+        "## Metrics",
+        "",
+    ]
+    metrics = config["metrics"]
+    rows = [f"| {k} | {v:.4g} |" for k, v in metrics.items()]
+    lines += ["| metric | value |", "| --- | --- |", *rows] if rows else ["None recorded."]
+    for title, text in notes.items():
+        if title not in ("data", "licence"):
+            lines += ["", f"## {title.capitalize()}", "", text]
+    lines += ["", "## Use", ""]
+    if config["command"]:
+        lines += ["Made with:", "", f"    {config['command']}", ""]
+    lines += [f'    vertebra.domains.saving.load_model("{name}")', ""]
+    return "\n".join(lines)
