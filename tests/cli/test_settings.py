@@ -116,6 +116,7 @@ def test_printed_config_is_a_config(project, capsys):
         ("--model.backbone illama_nan", "unknown backbone 'illama_nan'. Did you mean 'illama_nano'"),
         ("--model.backbone.depth 3", "--model.backbone.depth: fields of a backbone chosen by name are changed in its "
          "name: --model.backbone NAME,depth=3"),
+        ("--model.mode evn", "--model.mode: must be one of plain, odd, got 'evn'."),
         ("--model ToyTsk", "--model: unknown class 'ToyTsk'. Did you mean ToyTask?"),
         ("--model toys.ToyTsk", "--model: the class 'toys.ToyTsk' cannot be imported"),
         ("--model nix.Task", "--model: the class 'nix.Task' cannot be imported (No module named 'nix')."),

@@ -22,6 +22,8 @@ from vertebra.cli.layers import mismatch_text, model_class_of, same_class
 from vertebra.cli.run_logger import RunLogger
 from vertebra.cli.runs import next_folder, run_folder_of, whole_text
 from vertebra.cli.signals import MarkTraining, Signals
+from vertebra.domains.base import BaseData, PredictionWriter
+from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
 
 set_parsing_settings(subclasses_enabled=[BackboneConfig])
@@ -155,8 +157,6 @@ class VertebraCLI(LightningCLI):
         return values
 
     def _writer(self) -> pl.Callback:
-        from vertebra.domains.base import PredictionWriter
-
         return PredictionWriter(self.call.output or Path("predictions.csv"))
 
     # -------------------------------------------------------- running
@@ -182,7 +182,7 @@ class VertebraCLI(LightningCLI):
         self._evaluate(self.trainer.test, model, **kwargs)
 
     def _evaluate(self, method: Any, model: pl.LightningModule, **kwargs: Any) -> None:
-        self._want_checkpoint()
+        self._prepare_evaluation()
         found = method(model, weights_only=True, **kwargs)
         numbers = {k: v for part in found for k, v in part.items()}
         if self.call.output and self.trainer.is_global_zero:
@@ -191,10 +191,13 @@ class VertebraCLI(LightningCLI):
 
     def predict(self, model: pl.LightningModule, **kwargs: Any) -> None:
         """Write predictions as CSV; the writer says how many and where."""
-        self._want_checkpoint()
+        self._prepare_evaluation()
         self.trainer.predict(model, **{**kwargs, "return_predictions": False}, weights_only=True)
 
-    def _want_checkpoint(self) -> None:
+    def _prepare_evaluation(self) -> None:
+        """Let the data be read as the model expects it: its classes and lengths, whatever these files would suggest."""
+        if self.checkpoint is not None and isinstance(self.datamodule, BaseData) and "spec" in self.checkpoint:
+            self.datamodule.use_spec(DataSpec.from_dict(self.checkpoint["spec"]))
         if self.call.checkpoint is None:
             raise ConfigError(
                 f"{self.call.verb}: the weights are missing; give --ckpt_path X, a checkpoint or a run folder."

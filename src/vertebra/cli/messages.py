@@ -102,6 +102,8 @@ def _not_importable(m: re.Match[str], at: _Place) -> str:
 
 
 def _wrong_type(m: re.Match[str], at: _Place) -> str:
+    if "Literal[" in m[1]:
+        return _wrong_choice(m, at)
     kind = re.sub(r"<class '([\w.]+)'>", r"\1", m[1]).removeprefix("typing.")
     return f"--{at.prefix}: must be {kind}, got {m[2].strip()!r}."
 
@@ -110,6 +112,14 @@ def _backbone_fields(typed: list[str]) -> Iterable[tuple[str, str, str]]:
     for word, following in zip(typed, [*typed[1:], ""], strict=False):
         if found := re.fullmatch(r"(--model\.(?:init_args\.)?backbone\.(?:init_args\.)?(\w+))(?:=(.*))?", word):
             yield found[1], found[2], following if found[3] is None else found[3]
+
+
+def _wrong_choice(m: re.Match[str], at: _Place) -> str:
+    listed = re.findall(r"Literal\[(.*?)\]", m[0])
+    choices = [c.strip().strip("'") for part in listed for c in part.split(",")]
+    given = re.search(r"(?:Given value|Got value): (?:NestedArg\(key='[\w.]+', val=)?'?([^'\n)]*)", m[0])
+    got = f", got {given[1]!r}" if given else ""
+    return f"--{at.prefix}: must be one of {', '.join(dict.fromkeys(choices))}{got}."
 
 
 def _no_file(m: re.Match[str], at: _Place) -> str:
@@ -122,6 +132,7 @@ _ANSWERS: list[tuple[str, Callable[[re.Match[str], _Place], str]]] = [
     (r"unrecognized arguments: (\S+)", _unrecognized),
     (r"the following arguments are required: (.*)", _required),
     (r"Expected a (.*?)\. Got value: (.*)", _wrong_type),
+    (r"Expected a typing\.Literal\[(?:.|\n)*", _wrong_choice),
     (r"module '[\w.]+' has no attribute '\w+'|No module named '[\w.]+'", _not_importable),
     (r"Expected a dot import path string: (\S+)", _no_class),
     (r"File does not exist: '([^']+)'", _no_file),
