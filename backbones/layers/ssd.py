@@ -32,7 +32,7 @@ def ssd(
         A: State decay, negative, shape (H,).
         B: Input projection, shape (B, T, G, N); head j uses group j // R.
         C: Output projection, shape (B, T, G, N).
-        chunk_size: Q; the result does not depend on it.
+        chunk_size: Largest Q; the result does not depend on it.
         initial_state: State before the first position, shape (B, H, P, N); zero when None.
         segments: Packed sequence of each position, int (B, T), each in one piece; the state starts from zero at
             each one's first position (``initial_state`` belongs to the first sequence).
@@ -42,6 +42,7 @@ def ssd(
     """
     length, groups = x.shape[1], B.shape[2]
     chunks = -(-length // chunk_size)
+    chunk_size = -(-length // chunks)  # evenly, so that little is padded
     pad = chunks * chunk_size - length  # dt = 0 there: no decay, no input
 
     def chunked(t: Tensor) -> Tensor:  # (B, T, ...) -> (B, C, Q, ...)

@@ -252,6 +252,9 @@ class DNALanguageData(BaseData):
             bases before it, except at the beginning of a record. None for half of ``length``.
         k: Bases a token; above 1 for k-mers side by side.
         reverse_complement: Probability of reading a training window from the other strand.
+        rename_letters: Probability that a training window's A, C, G, T are exchanged for each other by a random
+            permutation. It teaches to adapt to a genome of other composition from its context, where little is known
+            of other genomes. Single nucleotides only.
         predict_file: FASTA or FASTQ whose sequences get a likelihood.
         batch_size: Rows in a batch.
         max_tokens: Positions in a batch.
@@ -271,6 +274,7 @@ class DNALanguageData(BaseData):
         eval_stride: int | None = None,
         k: int = 1,
         reverse_complement: float = 0.5,
+        rename_letters: float = 0.0,
         predict_file: str | None = None,
         batch_size: int = 8,
         max_tokens: int | None = None,
@@ -290,11 +294,14 @@ class DNALanguageData(BaseData):
             raise ConfigError(
                 f"DNALanguageData: val and test must be from 0 and below 1 together, got {val} and {test}."
             )
+        if rename_letters and k > 1:
+            raise ConfigError(f"DNALanguageData: rename_letters needs single nucleotides (k=1), got k={k}.")
         self.files, self.val, self.test = _paths(files), val, test
         self.length, self.bos = length, bos
         self.eval_stride = eval_stride or max(1, length // 2)
         self.tokenizer = make_tokenizer(k, k)
-        self.reverse_complement, self.predict_file = reverse_complement, predict_file
+        self.reverse_complement, self.rename_letters = reverse_complement, rename_letters
+        self.predict_file = predict_file
 
     def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
         """Read the records, share out their bases, cut windows."""
@@ -324,6 +331,7 @@ class DNALanguageData(BaseData):
                     bos=known.bos,
                     stride=None if training else self.eval_stride,
                     strand_probability=self.reverse_complement if training else 0.0,
+                    rename_probability=self.rename_letters if training else 0.0,
                     seed=self.seed,
                 )
         if "train" not in items:

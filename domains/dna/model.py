@@ -9,17 +9,19 @@ Shapes: B batch, L positions, D width, V vocabulary, C outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
+from vertebra.domains.dna.ngrams import NGramEmbedding
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.model import DomainModel
 from vertebra.errors import ConfigError, ShapeError
 from vertebra.tokenizers.base import tokenizer_from_dict
-from vertebra.tokenizers.nucleotide import DNATokenizer
+from vertebra.tokenizers.nucleotide import DNATokenizer, NucleotideTokenizer
 
 Pooling = Literal["echo", "rc_echo", "mean", "last"]
 Head = Literal["linear", "mlp", "cnn"]
@@ -27,7 +29,7 @@ Positions = Literal["none", "learned"]
 
 
 class _DNAModel(DomainModel):
-    input_parts: ClassVar[tuple[str, ...]] = ("embed", "positions")
+    input_parts: ClassVar[tuple[str, ...]] = ("embed", "positions", "ngrams")
     complement: Tensor
     spec: DNASpec
 
@@ -108,6 +110,9 @@ class DNAClassifier(_DNAModel):
         dropout: Share of embedding and of pooled features that is zeroed in training.
         kernel: Width of the convolutions of the ``cnn`` head.
         rc_average: Whether logits in evaluation are the mean over both strands.
+        ngrams: Orders of overlapping n-grams that are embedded beside the single bases, such as 3, 6 and 8; their mean
+            over positions also goes straight to the head. Single nucleotides only.
+        ngram_dropout: Share of n-grams that is left out in training.
     """
 
     task: ClassVar[str] = "dna/classify"
@@ -123,6 +128,8 @@ class DNAClassifier(_DNAModel):
         dropout: float = 0.0,
         kernel: int = 9,
         rc_average: bool = False,
+        ngrams: Sequence[int] = (),
+        ngram_dropout: float = 0.3,
     ) -> None:
         super().__init__(
             backbone,
@@ -133,6 +140,8 @@ class DNAClassifier(_DNAModel):
             dropout=dropout,
             kernel=kernel,
             rc_average=rc_average,
+            ngrams=list(ngrams),
+            ngram_dropout=ngram_dropout,
         )
         for name, value, known in (
             ("pooling", pooling, ("echo", "rc_echo", "mean", "last")),
@@ -150,10 +159,21 @@ class DNAClassifier(_DNAModel):
         self.positions = nn.Embedding(spec.max_length, dim) if positions == "learned" else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
+        self.ngrams = self._make_ngrams(ngrams, ngram_dropout) if ngrams else None
+        self.bag_norm = nn.LayerNorm(dim) if ngrams else None
         self.dropout = nn.Dropout(dropout)
         self.convolutions = _Convolutions(dim, kernel) if head == "cnn" else None
-        hidden = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Dropout(dropout)) if head == "mlp" else nn.Identity()
-        self.head = nn.Sequential(hidden, nn.Linear(dim, spec.num_outputs))
+        width = 2 * dim if ngrams else dim
+        hidden = (
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)) if head == "mlp" else nn.Identity()
+        )
+        self.head = nn.Sequential(hidden, nn.Linear(width, spec.num_outputs))
+
+    def _make_ngrams(self, orders: Sequence[int], dropout: float) -> NGramEmbedding:
+        if not isinstance(self.tokenizer, NucleotideTokenizer):
+            raise ConfigError("DNAClassifier: ngrams needs single nucleotides (k=1); leave ngrams out, or set k to 1.")
+        bases = self.tokenizer.base_ids[:4]
+        return NGramEmbedding(orders, self.backbone.config.dim, bases, self.tokenizer.vocab_size, dropout)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ids (B, L) to logits, or standardised numbers, (B, C).
@@ -171,11 +191,15 @@ class DNAClassifier(_DNAModel):
 
     def embed_sequences(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ids (B, L) to one vector a sequence (B, D), the one the head reads."""
-        features, mask = self.embed_positions(ids, mask)
+        features, inputs, mask = self._features(ids, mask)
         if self.pooling == "last":
             last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-            return features[torch.arange(len(features), device=features.device), last]
-        return masked_mean(features, mask)
+            pooled = features[torch.arange(len(features), device=features.device), last]
+        else:
+            pooled = masked_mean(features, mask)
+        if self.bag_norm is None:
+            return pooled
+        return torch.cat([pooled, self.bag_norm(masked_mean(inputs, mask))], dim=-1)  # (B, 2D)
 
     def embed_positions(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map ids (B, L) to features (B, L, D) and their mask (B, L), the sequence moved to the left.
@@ -183,6 +207,11 @@ class DNAClassifier(_DNAModel):
         With an echo these are the features of the second copy; with ``rc_echo`` its positions run along the other
         strand.
         """
+        features, _, mask = self._features(ids, mask)
+        return features, mask
+
+    def _features(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return features (B, L, D), what went into the backbone for the first copy (B, L, D), and their mask."""
         mask = self._check_ids(ids, mask)
         lengths = mask.sum(1, keepdim=True)  # (B, 1)
         start = mask.int().argmax(1, keepdim=True)
@@ -204,6 +233,8 @@ class DNAClassifier(_DNAModel):
                     f"positions), got {ids.shape[1]}; cut them, or train with positions 'none'."
                 )
             x = x + self.positions(source)
+        if self.ngrams is not None:
+            x = x + self.ngrams(tokens.masked_fill(~real, self.pad_id))
         features = self.backbone(self.dropout(x), real)
         kept = at[:, : ids.shape[1]] < lengths  # (B, L)
         if copies == 2:
@@ -211,7 +242,7 @@ class DNAClassifier(_DNAModel):
             features = features.gather(1, index[..., None].expand(-1, -1, features.shape[2]))
         if self.convolutions is not None:
             features = self.convolutions(features, kept)
-        return features, kept
+        return features, x[:, : ids.shape[1]], kept
 
     def reverse_complement(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Reverse and complement the real positions of ids (B, L), leaving padding where it is."""

@@ -201,6 +201,8 @@ class DNAClassificationTask(_DNATask):
         positions: ``learned`` for sequences that are aligned, ``none`` otherwise.
         dropout: Share of embedding and pooled features that is zeroed in training.
         rc_average: Whether to average the logits of both strands in evaluation.
+        ngrams: Orders of overlapping n-grams embedded beside single bases, such as 3, 6 and 8; see ``DNAClassifier``.
+        ngram_dropout: Share of n-grams that is left out in training.
         num_classes: Checked against the data where given.
         class_weights: Weight of each class in the loss; ``balanced`` is for the data to compute.
         label_smoothing: Share of the target that is spread over all classes.
@@ -223,6 +225,8 @@ class DNAClassificationTask(_DNATask):
         positions: Positions = "none",
         dropout: float = 0.1,
         rc_average: bool = False,
+        ngrams: Sequence[int] = (),
+        ngram_dropout: float = 0.3,
         num_classes: int | None = None,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
@@ -247,6 +251,8 @@ class DNAClassificationTask(_DNATask):
             "positions": positions,
             "dropout": dropout,
             "rc_average": rc_average,
+            "ngrams": list(ngrams),
+            "ngram_dropout": ngram_dropout,
         }
         self.num_classes, self.class_weights, self.label_smoothing = num_classes, class_weights, label_smoothing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from vertebra.errors import DataError
 from vertebra.tokenizers.nucleotide import DNATokenizer, NucleotideTokenizer
 
 Ints = NDArray[np.int64]
-_CROP, _STRAND, _SHIFT = 1, 2, 3  # tell the draws for one item apart
+_CROP, _STRAND, _SHIFT, _RENAME, _LETTERS = 1, 2, 3, 4, 5  # tell the draws for one item apart
+_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
 @dataclass
@@ -127,7 +129,8 @@ class WindowItems:
         bos: Whether every window begins with ``[BOS]``.
         stride: Distance of windows; None for windows side by side that are shifted at random every epoch.
         strand_probability: Probability that a window is read from the other strand.
-        seed: Seed of shifts and strands.
+        rename_probability: Probability that the four letters of a window are exchanged for each other at random.
+        seed: Seed of shifts, strands and letters.
 
     With a stride below the window, a token counts as a target only in the first window that holds it.
     """
@@ -141,10 +144,11 @@ class WindowItems:
         bos: bool,
         stride: int | None,
         strand_probability: float = 0.0,
+        rename_probability: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.tokens, self.length, self.bos, self.seed = tokens, length, bos, seed
-        self.strand_probability = strand_probability
+        self.strand_probability, self.rename_probability = strand_probability, rename_probability
         self.shifted = stride is None
         self.extra = int(bos)
         room = length - self.extra
@@ -198,6 +202,8 @@ class WindowItems:
         if self.strand_probability:
             other = item_uniform(self.seed, epoch, piece, _STRAND) < self.strand_probability
         ids, mask = self.tokens.rows(begins, sizes, other)
+        if self.rename_probability:
+            ids = self._rename(ids, piece, epoch)
         counted = mask & torch.from_numpy(np.arange(ids.shape[1]) >= self.seen[piece][:, None])
         if self.bos:
             first = torch.ones(len(piece), 1, dtype=torch.bool)
@@ -206,6 +212,15 @@ class WindowItems:
         index = torch.from_numpy(np.asarray(indices, dtype=np.int64))
         batch: Batch = {"ids": ids, "mask": mask, "counted": counted, "index": index, "epoch": epoch}
         return self._packed(batch, row, slot, sizes + self.extra) if self.packed else batch
+
+    def _rename(self, ids: Tensor, piece: Ints, epoch: int) -> Tensor:
+        """Exchange the letters of some pieces, one a line, by one of their 24 permutations."""
+        chosen = item_uniform(self.seed, epoch, piece, _RENAME) < self.rename_probability
+        number = (item_uniform(self.seed, epoch, piece, _LETTERS) * len(_ORDERS)).astype(np.int64)
+        letters = np.array(self.tokens.tokenizer.base_ids[:4])
+        table = np.tile(np.arange(self.tokens.tokenizer.vocab_size), (len(piece), 1))  # (B, V)
+        table[:, letters] = np.where(chosen[:, None], letters[_ORDERS[number]], letters)
+        return torch.from_numpy(table).gather(1, ids.long()).to(ids.dtype)
 
     def _packed(self, batch: Batch, row: Ints, slot: Ints, sizes: Ints) -> Batch:
         """Move the pieces (one a line) to their places in the rows."""
