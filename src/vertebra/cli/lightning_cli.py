@@ -128,11 +128,11 @@ class VertebraCLI(LightningCLI):
         self.run = RunFolder(
             folder or next_folder((self.call.root or Path("runs")) / self._run_name()), resumed=folder is not None
         )
-        monitor = getattr(type(self.model), "monitor", DEFAULT_MONITOR)
+        monitor = getattr(self.model, "monitor", DEFAULT_MONITOR)
         saver = self.session.saver = RunCheckpoint(
             self.run,
             monitor=monitor,
-            mode=getattr(type(self.model), "monitor_mode", "min"),
+            mode=getattr(self.model, "monitor_mode", "min"),
             data=self._dumped("data"),
             resumed=self.checkpoint,
             stop=self.signals.stop,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import platform
-from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,8 @@ from typing import Any
 import torch
 
 from vertebra import __version__
-from vertebra.cli.runs import whole_text
-from vertebra.pipelines.figures import PALETTE, data_uri, new_figure
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { text-align: left; padding: .2rem 1.2rem .2rem 0; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; } img { max-width: 100%; }
-"""
+from vertebra.pipelines.figures import PALETTE, new_figure
+from vertebra.pipelines.report import Report
 
 
 def write_report(folder: Path, facts: dict[str, Any]) -> list[str]:
@@ -35,39 +26,33 @@ def write_report(folder: Path, facts: dict[str, Any]) -> list[str]:
     Returns:
         Names of what was written.
     """
-    figure = draw_curves(read_curves(folder / "metrics.csv"))
+    title = f"Run {folder.name} of {folder.parent.name}" if folder.name.isdecimal() else f"Run {folder.name}"
+    report = Report(title).section("Command").code(facts["command"])
+    report.section("Final numbers").table(_numbers(facts), ("metric", "validation", "test")).text(_choice(facts))
     written = ["report.html"]
-    sections = [("Command", _code(facts["command"])), ("Final numbers", _numbers(facts))]
+    figure = draw_curves(read_curves(folder / "metrics.csv"))
     if figure is not None:
         (folder / "figures").mkdir(exist_ok=True)
         figure.savefig(folder / "figures" / "curves.png", dpi=110)
-        sections.append(("Curves", f'<img alt="metrics by step" src="{data_uri(figure)}">'))
+        report.section("Curves").figure(figure, "Metrics by optimizer step.")
         written.insert(0, "figures/")
-    sections += [
-        ("Environment", _rows(_environment())),
-        ("Configuration", _code((folder / "config.yaml").read_text(encoding="utf-8"))),
-    ]
-    title = f"Run {folder.name} of {folder.parent.name}" if folder.name.isdecimal() else f"Run {folder.name}"
-    body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections)
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-    page += f"<style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{body}\n</body></html>\n"
-    whole_text(folder / "report.html", page)
+    report.section("Environment").facts(_environment())
+    report.section("Configuration").code((folder / "config.yaml").read_text(encoding="utf-8"))
+    report.write(folder / "report.html")
     return written
 
 
-def _numbers(facts: dict[str, Any]) -> str:
+def _numbers(facts: dict[str, Any]) -> list[list[Any]]:
     names = dict.fromkeys(n.partition("/")[2] for split in ("validation", "test") for n in facts[split])
-    lines = ["<table><tr><th>metric</th><th>validation</th><th>test</th></tr>"]
-    for name in names:
-        values = (facts["validation"].get(f"val/{name}"), facts["test"].get(f"test/{name}"))
-        cells = "".join(f'<td class="number">{"" if v is None else format(v, ".4g")}</td>' for v in values)
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    return [[name, facts["validation"].get(f"val/{name}"), facts["test"].get(f"test/{name}")] for name in names]
+
+
+def _choice(facts: dict[str, Any]) -> str:
     best = facts["best"]
     chosen = f"{facts['monitor']} was best at step {best['step']}, epoch {best['epoch']}" if best else "the last state"
-    note = (
+    return (
         f"Of {facts['checkpoint']}: {chosen}; {facts['steps']} steps in {facts['epochs']} epochs, seed {facts['seed']}."
     )
-    return "\n".join([*lines, "</table>", f"<p>{escape(note)}</p>"])
 
 
 def _environment() -> dict[str, str]:
@@ -80,18 +65,6 @@ def _environment() -> dict[str, str]:
         "system": platform.platform(),
         "devices": ", ".join(devices) or f"cpu, {torch.get_num_threads()} threads",
     }
-
-
-def _rows(values: dict[str, str]) -> str:
-    return (
-        "<table>"
-        + "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in values.items())
-        + "</table>"
-    )
-
-
-def _code(text: str) -> str:
-    return f"<pre>{escape(text.strip())}</pre>"
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,0 +1,527 @@
+"""DNA: classes and embeddings of the sequences in FASTA, FASTQ, GenBank and CSV files.
+
+A record longer than what the model was trained on is read in windows; the windows of a record are joined to one
+prediction, and their scores are kept beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vertebra.errors import ConfigError, DataError
+from vertebra.pipelines import figures
+from vertebra.pipelines.base import Bad, Item, Pipeline, Writer
+from vertebra.pipelines.catalog import verb
+from vertebra.pipelines.files import BadRecord, Outputs
+from vertebra.pipelines.prediction import Prediction
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vertebra.domains.model import DomainModel
+
+INPUTS = "FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`"
+EMBED_ROWS = 4096
+"""Embeddings that a Parquet row group holds."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a record.
+
+    Args:
+        ids: Token ids, shape (L,).
+        start: First base, from 0.
+        bases: Number of bases.
+        length: Bases of the whole record.
+        first: Whether it is the record's first part.
+        last: Whether it is the record's last part.
+    """
+
+    ids: NDArray[np.int64]
+    start: int
+    bases: int
+    length: int
+    first: bool
+    last: bool
+
+
+class DNAPipeline(Pipeline):
+    """What both verbs share: reading, windows, batches of ids.
+
+    Args:
+        model: A model directory, the name of a bundled model, ``hf-hub:ORG/NAME``, or a model.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        batch_size: Most windows in a batch.
+        batch_tokens: Most positions in a batch.
+        window: Bases of a window; None for what the model was trained on.
+        stride: Bases from window to window; None for the pipeline's default.
+        max_length: Longest record in bases; longer ones are listed as bad.
+    """
+
+    unit = "bases"
+
+    def __init__(
+        self,
+        model: str | Path | DomainModel | None = None,
+        *,
+        device: str = "auto",
+        batch_size: int = 64,
+        batch_tokens: int = 32_768,
+        window: int | None = None,
+        stride: int | None = None,
+        max_length: int = 100_000_000,
+    ) -> None:
+        super().__init__(model, device=device, batch_size=batch_size, batch_tokens=batch_tokens)
+        from vertebra.domains.dna.spec import DNASpec
+        from vertebra.tokenizers.base import tokenizer_from_dict
+        from vertebra.tokenizers.nucleotide import DNATokenizer
+
+        spec = self.model.spec
+        assert isinstance(spec, DNASpec)
+        tokenizer = tokenizer_from_dict(spec.tokenizer)
+        assert isinstance(tokenizer, DNATokenizer)
+        self.spec, self.tokenizer = spec, tokenizer
+        k, step = int(getattr(self.tokenizer, "k", 1)), int(getattr(self.tokenizer, "stride", 1))
+        longest = (spec.max_length - spec.bos - 1) * step + k
+        self.window = window or longest
+        if not 1 <= self.window <= longest:
+            raise ConfigError(f"{self.name}: window must be from 1 to {longest} bases for this model, got {window}.")
+        self.stride = stride or self.default_stride()
+        if not 1 <= self.stride <= self.window:
+            raise ConfigError(f"{self.name}: stride must be from 1 to the window ({self.window} bases), got {stride}.")
+        self.max_length = max_length
+        self._parts: list[tuple[Window, Prediction]] = []
+
+    def default_stride(self) -> int:
+        """Bases from window to window when the user names none."""
+        return self.window
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the pipeline's options."""
+        super().add_arguments(parser)
+        group = parser.add_argument_group("long records")
+        group.add_argument(
+            "--window", type=int, metavar="BASES", help="window (default: what the model was trained on)"
+        )
+        group.add_argument("--stride", type=int, metavar="BASES", help="bases from window to window")
+        group.add_argument("--max-length", type=int, default=100_000_000, metavar="BASES", help="longest record")
+
+    def amount(self, path: Path) -> float | None:
+        """Bases of a file, roughly: its size; unknown for compressed files."""
+        return None if path.suffix == ".gz" else float(path.stat().st_size)
+
+    def read(self, path: Path, bad: Bad) -> Iterator[Item]:
+        """Yield the windows of every record of a file."""
+        from vertebra.domains.dna.formats import RecordError, read_sequences
+
+        def on_error(error: RecordError) -> None:
+            bad(BadRecord(**error.to_dict()))  # type: ignore[arg-type]
+
+        for record in read_sequences(path, on_error, max_length=self.max_length, duplicates="report"):
+            yield from self._windows(str(path), record.name, record.sequence)
+
+    def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
+        """Yield the windows of a sequence, or of a ``(name, sequence)`` pair."""
+        from vertebra.domains.dna.records import sequence_problem
+
+        name, sequence = value if isinstance(value, tuple) else (f"sequence_{index}", value)
+        if not isinstance(sequence, str):
+            raise DataError(f"{self.name}: takes sequences, paths or (name, sequence), got {type(sequence).__name__}.")
+        if (problem := sequence_problem(sequence.encode(), len(sequence), self.max_length)) is not None:
+            bad(BadRecord(file="", record=name, line=None, rule=problem[0], advice=problem[1]))
+            return
+        yield from self._windows("", name, sequence)
+
+    def join(self, item: Item, part: Prediction | None) -> Prediction | None:
+        """Collect the windows of a record; a record with a bad window is bad."""
+        window: Window = item.data
+        if window.first:
+            self._parts, self._broken = [], False
+        if part is None:
+            self._broken = True
+        else:
+            self._parts.append((window, part))
+        if not window.last or self._broken:
+            return None
+        parts, self._parts = self._parts, []
+        return self.merge(item.record, parts)
+
+    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
+        """Make one prediction of a record's windows."""
+        raise TypeError(f"{type(self).__name__} does not join windows.")
+
+    def _windows(self, file: str, name: str, sequence: str) -> Iterator[Item]:
+        length = len(sequence)
+        last = max(length - self.window, 0)
+        start = 0
+        while True:
+            start = min(start, last)  # the last window ends with the record
+            piece = sequence[start : start + self.window]
+            ids = self.tokenizer.encode(piece)
+            if len(ids) == 0:
+                raise DataError(f"record {name!r}: {len(piece)} bases are less than one token; leave it out.")
+            fresh = self.stride if start < last else len(piece)
+            data = Window(ids, start, len(piece), length, start == 0, start == last)
+            yield Item(file=file, record=name, data=data, size=len(ids) + self.spec.bos, weight=fresh)
+            if start == last:
+                return
+            start += self.stride
+
+    def _batch(self, items: list[Item]) -> tuple[Any, Any]:
+        """Return ids (B, L), padded on the right, and the mask of real positions."""
+        import torch
+
+        bos = int(self.spec.bos)
+        size = max(len(item.data.ids) for item in items) + bos
+        ids = np.full((len(items), size), self.tokenizer.pad_id, dtype=np.int64)
+        if bos:
+            ids[:, 0] = self.tokenizer.bos_id
+        for row, item in zip(ids, items, strict=True):
+            row[bos : bos + len(item.data.ids)] = item.data.ids
+        tokens = torch.from_numpy(ids)
+        mask = torch.arange(size) < torch.tensor([len(item.data.ids) + bos for item in items])[:, None]
+        return tokens.to(self.device), mask.to(self.device)
+
+
+# ---------------------------------------------------------------- dna/classify
+
+
+@verb(
+    "dna/classify",
+    inputs=INPUTS,
+    outputs=".csv: a row a record; long records also get OUT.windows.csv and a figure",
+    model="dna_promoter",
+)
+class Classify(DNAPipeline):
+    """Classes, labels or numbers of sequences, with scores along long ones.
+
+    Args:
+        model: See ``DNAPipeline``.
+        device: See ``DNAPipeline``.
+        batch_size: See ``DNAPipeline``.
+        batch_tokens: See ``DNAPipeline``.
+        window: See ``DNAPipeline``.
+        stride: A quarter of the window unless given.
+        max_length: See ``DNAPipeline``.
+        threshold: Score from which a label holds, and, for two classes, from which the second class is predicted.
+        rc_average: Average the scores of both strands; None for the model's own setting.
+        target: Class whose score is drawn and whose highest window is named; None for the last one.
+        figures: Most records that get a figure.
+    """
+
+    tasks = ("dna/classify",)
+
+    def __init__(
+        self,
+        model: str | Path | DomainModel | None = None,
+        *,
+        device: str = "auto",
+        batch_size: int = 64,
+        batch_tokens: int = 32_768,
+        window: int | None = None,
+        stride: int | None = None,
+        max_length: int = 100_000_000,
+        threshold: float = 0.5,
+        rc_average: bool | None = None,
+        target: str | None = None,
+        figures: int = 5,
+    ) -> None:
+        super().__init__(
+            model,
+            device=device,
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+            window=window,
+            stride=stride,
+            max_length=max_length,
+        )
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"{self.name}: threshold must be from 0 to 1, got {threshold}.")
+        self.outputs_of_model = self.spec.targets if self.spec.task == "regression" else self.spec.classes
+        self.target = target or self.outputs_of_model[-1]
+        if self.target not in self.outputs_of_model:
+            known = ", ".join(self.outputs_of_model)
+            raise ConfigError(f"{self.name}: target must be one of the model's outputs ({known}), got {target!r}.")
+        self.threshold, self.figures = threshold, figures
+        if rc_average is not None:
+            setattr(self.model, "rc_average", rc_average)  # noqa: B010 - a DomainModel in general has none
+
+    def default_stride(self) -> int:
+        """A quarter of the window."""
+        return max(1, self.window // 4)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the pipeline's options."""
+        super().add_arguments(parser)
+        group = parser.add_argument_group("classification")
+        group.add_argument("--threshold", type=float, default=0.5, help="score from which a label holds (default: 0.5)")
+        group.add_argument(
+            "--rc-average", action=argparse.BooleanOptionalAction, default=None, help="average both strands"
+        )
+        group.add_argument("--target", metavar="CLASS", help="class that is drawn (default: the model's last)")
+        group.add_argument("--figures", type=int, default=5, metavar="N", help="most records drawn (default: 5)")
+
+    def predict(self, items: list[Item]) -> list[Prediction]:
+        """Scores of one batch of windows."""
+        import torch
+
+        ids, mask = self._batch(items)
+        with torch.inference_mode():
+            logits = self.model(ids, mask).float()
+        if self.spec.task == "classification":
+            scores = logits.softmax(-1)
+        elif self.spec.task == "multilabel":
+            scores = logits.sigmoid()
+        else:
+            scores = logits * logits.new_tensor(self.spec.target_std) + logits.new_tensor(self.spec.target_mean)
+        return [
+            self._prediction(item.record, row, {"length": item.data.length})
+            for item, row in zip(items, scores.cpu().numpy(), strict=True)
+        ]
+
+    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
+        """Mean scores over the windows of a record; the windows' own scores stay in ``details``."""
+        if len(parts) == 1:
+            return parts[0][1]
+        table = np.array([list(p.scores.values()) for _, p in parts], dtype=np.float32)  # (windows, C)
+        starts = np.array([window.start for window, _ in parts])
+        best = int(table[:, self.outputs_of_model.index(self.target)].argmax())
+        details = {
+            "length": parts[0][0].length,
+            "starts": starts,
+            "window": self.window,
+            "window_scores": table,
+            "best_start": int(starts[best]),
+            "best_score": float(table[best, self.outputs_of_model.index(self.target)]),
+        }
+        return self._prediction(name, table.mean(0), details)
+
+    def writer(self, outputs: Outputs, several_files: bool) -> Writer:
+        """Open the table of records."""
+        return _ClassifyWriter(self, outputs, several_files)
+
+    def _prediction(self, name: str, row: NDArray[np.float32], details: dict[str, Any]) -> Prediction:
+        scores = {c: float(s) for c, s in zip(self.outputs_of_model, row, strict=True)}
+        value: Any
+        if self.spec.task == "multilabel":
+            value = tuple(c for c, s in scores.items() if s >= self.threshold)
+        elif self.spec.task == "regression":
+            value = float(row[0]) if len(row) == 1 else tuple(float(s) for s in row)
+        elif len(scores) == 2:
+            value = self.outputs_of_model[int(row[1] >= self.threshold)]
+        else:
+            value = self.outputs_of_model[int(row.argmax())]
+        label = "predicted value" if self.spec.task == "regression" else "score (probability)"
+        return ScorePrediction(value, scores, name, details, label)
+
+
+@dataclass(eq=False)
+class ScorePrediction(Prediction):
+    """Scores of a sequence; of a long one also along it."""
+
+    def figure(self, target: str | None = None, marks: tuple[int, ...] = ()) -> Figure:
+        """Draw the score along a sequence that was read in windows, the scores of all classes of another one.
+
+        Args:
+            target: Class to draw along a sequence; None for the last.
+            marks: Positions (bases) of known sites.
+        """
+        if "starts" not in self.details:
+            return super().figure()
+        names = list(self.scores)
+        target = target or names[-1]
+        curve = self.details["window_scores"][:, names.index(target)]
+        title = f"{self.name}: {target} in windows of {self.details['window']} bases"
+        return figures.track(
+            self.details["starts"],
+            {target: curve},
+            width=self.details["window"],
+            title=title,
+            label="score",
+            marks=marks,
+        )
+
+
+class _ClassifyWriter(Writer):
+    """OUT.csv; OUT.windows.csv and OUT.<record>.png for records that were read in windows."""
+
+    def __init__(self, pipeline: Classify, outputs: Outputs, several_files: bool) -> None:
+        self.pipeline, self.outputs, self.several_files = pipeline, outputs, several_files
+        self.table = csv.writer(outputs.open(outputs.target), lineterminator="\n")
+        self.windows: Any = None
+        self.drawn = 0
+        values = [] if pipeline.spec.task == "regression" else ["prediction"]
+        named = ["file"] * several_files
+        peak = ["windows", "best_start", "best_score"]
+        self.table.writerow([*named, "name", "length", *values, *pipeline.outputs_of_model, *peak])
+
+    def write(self, item: Item, prediction: Prediction) -> None:
+        """Write the row of a record."""
+        details, scores = prediction.details, [f"{s:.6g}" for s in prediction.scores.values()]
+        starts = details.get("starts", ())
+        value = prediction.value
+        shown = (
+            [] if self.pipeline.spec.task == "regression" else [value if isinstance(value, str) else ";".join(value)]
+        )
+        peak = [1, 0, f"{prediction.scores[self.pipeline.target]:.6g}"]
+        if len(starts):
+            peak = [len(starts), details["best_start"], f"{details['best_score']:.6g}"]
+            self._write_windows(item, prediction)
+        file = [item.file] * self.several_files
+        self.table.writerow([*file, prediction.name, details["length"], *shown, *scores, *peak])
+
+    def _write_windows(self, item: Item, prediction: Prediction) -> None:
+        if self.windows is None:
+            stream = self.outputs.open(self.outputs.side(".windows.csv"))
+            self.windows = csv.writer(stream, lineterminator="\n")
+            named = ["file"] * self.several_files
+            self.windows.writerow([*named, "name", "start", "end", *self.pipeline.outputs_of_model])
+        details = prediction.details
+        for start, row in zip(details["starts"].tolist(), details["window_scores"], strict=True):
+            end = min(start + details["window"], details["length"])
+            file = [item.file] * self.several_files
+            self.windows.writerow([*file, prediction.name, start, end, *(f"{s:.6g}" for s in row)])
+        if self.drawn < self.pipeline.figures and isinstance(prediction, ScorePrediction):
+            self.drawn += 1
+            name = re.sub(r"[^\w.-]+", "_", prediction.name)[:60] or "record"
+            path = self.outputs.side(f".{self.drawn}.{name}.png")
+            self.outputs.open(path, "wb").write(figures.png_bytes(prediction.figure(self.pipeline.target)))
+
+
+# ---------------------------------------------------------------- dna/embed
+
+
+@verb(
+    "dna/embed", inputs=INPUTS, outputs=".npz (names, embeddings) or .parquet (name, length, embedding)", model="dna_lm"
+)
+class Embed(DNAPipeline):
+    """One vector a sequence, float32: of a language model the mean of its states, of a classifier what its head reads.
+
+    The vector of a long record is the mean over its windows, side by side, weighted by their bases.
+    """
+
+    endings = (".npz", ".parquet")
+    tasks = ("dna/lm", "dna/classify")
+
+    def predict(self, items: list[Item]) -> list[Prediction]:
+        """Embeddings of one batch of windows."""
+        import torch
+
+        from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel, masked_mean
+
+        ids, mask = self._batch(items)
+        with torch.inference_mode():
+            if isinstance(self.model, DNALanguageModel):
+                states = self.model.embed_positions(ids, mask)
+                if self.spec.bos:
+                    mask[:, 0] = False
+                vectors = masked_mean(states, mask)
+            else:
+                assert isinstance(self.model, DNAClassifier)
+                vectors = self.model.embed_sequences(ids, mask)
+        rows = vectors.float().cpu().numpy()
+        return [
+            Prediction(row, name=item.record, details={"length": item.data.length}, label="embedding")
+            for item, row in zip(items, rows, strict=True)
+        ]
+
+    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
+        """Mean over the windows of a record, weighted by their bases."""
+        rows = np.stack([p.value for _, p in parts])
+        weights = np.array([window.bases for window, _ in parts], dtype=np.float64)
+        vector = (rows * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
+        return Prediction(vector, name=name, details=parts[0][1].details, label="embedding")
+
+    def writer(self, outputs: Outputs, several_files: bool) -> Writer:
+        """Open the output in the format of its ending."""
+        return _NpzWriter(outputs) if outputs.target.suffix == ".npz" else _ParquetWriter(outputs)
+
+
+class _NpzWriter(Writer):
+    """``names`` (N,), ``lengths`` (N,) and ``embeddings`` (N, D); rows wait on disk, not in memory."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.stream = outputs.open(outputs.target, "wb")
+        self.rows = tempfile.TemporaryFile()  # noqa: SIM115 - closed in finish
+        self.names: list[str] = []
+        self.lengths: list[int] = []
+        self.width = 0
+
+    def write(self, item: Item, prediction: Prediction) -> None:
+        """Keep one row."""
+        self.names.append(prediction.name)
+        self.lengths.append(prediction.details["length"])
+        self.width = len(prediction.value)
+        self.rows.write(np.ascontiguousarray(prediction.value, dtype="<f4").tobytes())
+
+    def finish(self) -> None:
+        """Write the archive."""
+        with zipfile.ZipFile(self.stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            for name, array in (("names", np.array(self.names)), ("lengths", np.array(self.lengths))):
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, array, allow_pickle=False)
+                archive.writestr(f"{name}.npy", buffer.getvalue())
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), self.width)}
+            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                self.rows.seek(0)
+                while block := self.rows.read(1 << 20):
+                    member.write(block)
+        self.rows.close()
+
+
+class _ParquetWriter(Writer):
+    """Columns ``name``, ``length`` and ``embedding`` (a list of float32 of fixed size)."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.stream = outputs.open(outputs.target, "wb")
+        self.rows: list[Prediction] = []
+        self.file: Any = None
+
+    def write(self, item: Item, prediction: Prediction) -> None:
+        """Write a row group whenever one is full."""
+        self.rows.append(prediction)
+        if len(self.rows) == EMBED_ROWS:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write the rest."""
+        self._flush()
+        if self.file is not None:
+            self.file.close()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.rows:
+            return
+        flat = pa.array(np.concatenate([p.value for p in self.rows]), pa.float32())
+        columns = {
+            "name": pa.array([p.name for p in self.rows]),
+            "length": pa.array([p.details["length"] for p in self.rows], pa.int64()),
+            "embedding": pa.FixedSizeListArray.from_arrays(flat, len(self.rows[0].value)),
+        }
+        table = pa.table(columns)
+        if self.file is None:
+            self.file = pq.ParquetWriter(self.stream, table.schema)
+        self.file.write_table(table)
+        self.rows = []
+
+
+__all__ = ["Classify", "Embed", "ScorePrediction"]
