@@ -80,6 +80,7 @@ class BaseData(pl.LightningDataModule, ABC):
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
         self._spec: DataSpec | None = None
         self._splits: dict[str, Items] = {}
+        self._read: set[str] = set()
 
     @abstractmethod
     def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
@@ -106,8 +107,7 @@ class BaseData(pl.LightningDataModule, ABC):
 
     def use_spec(self, spec: DataSpec) -> None:
         """Read the data as the model of this spec expects it, whatever the files alone would suggest."""
-        self._spec = spec
-        self._splits = {}
+        self._spec, self._splits, self._read = spec, {}, set()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the files once."""
@@ -119,10 +119,11 @@ class BaseData(pl.LightningDataModule, ABC):
             "": {"train", "val", "test"},
         }
         splits = wanted[stage or ""]
-        if splits <= self._splits.keys():
+        if splits <= self._read:
             return
         spec, items = self.load(splits, self._model_spec() or self._spec)
         self._spec, self._splits = spec, {**self._splits, **items}
+        self._read |= splits | self._splits.keys()
 
     def _model_spec(self) -> DataSpec | None:
         trainer = self.trainer

@@ -173,7 +173,8 @@ class BatchLoader:
     ) -> None:
         self.fetch, self.batch_sampler = fetch, sampler
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self._next = 0
+        self._next = 0  # batches handed out in this iteration
+        self._resume = 0  # where the next iteration starts
 
     def __len__(self) -> int:
         return len(self.batch_sampler)
@@ -181,8 +182,8 @@ class BatchLoader:
     def __iter__(self) -> Iterator[Batch]:
         batches = self.batch_sampler.batches()
         epoch = self.batch_sampler.epoch if self.batch_sampler.shuffle else 0
-        start = self._next if self._next < len(batches) else 0
-        todo, self._next = batches[start:], start
+        start = self._resume if self._resume < len(batches) else 0
+        todo, self._next, self._resume = batches[start:], start, 0
         if self.num_workers:
             made: Iterator[Batch] = iter(
                 DataLoader(
@@ -212,7 +213,7 @@ class BatchLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.batch_sampler.set_epoch(state["epoch"])
-        self._next = state["batch"]
+        self._next = self._resume = state["batch"]
 
 
 def item_uniform(seed: int, epoch: int, items: ArrayLike, salt: int = 0) -> NDArray[np.float64]:

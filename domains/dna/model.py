@@ -113,6 +113,9 @@ class DNAClassifier(_DNAModel):
         ngrams: Orders of overlapping n-grams that are embedded beside the single bases, such as 3, 6 and 8; their mean
             over positions also goes straight to the head. Single nucleotides only.
         ngram_dropout: Share of n-grams that is left out in training.
+        aligned: Channels a position that the head reads position by position, for sequences that are aligned; 0 for
+            none.
+        aligned_pool: Neighbouring positions that are averaged for it, against small shifts.
     """
 
     task: ClassVar[str] = "dna/classify"
@@ -130,6 +133,8 @@ class DNAClassifier(_DNAModel):
         rc_average: bool = False,
         ngrams: Sequence[int] = (),
         ngram_dropout: float = 0.3,
+        aligned: int = 0,
+        aligned_pool: int = 3,
     ) -> None:
         super().__init__(
             backbone,
@@ -142,6 +147,8 @@ class DNAClassifier(_DNAModel):
             rc_average=rc_average,
             ngrams=list(ngrams),
             ngram_dropout=ngram_dropout,
+            aligned=aligned,
+            aligned_pool=aligned_pool,
         )
         for name, value, known in (
             ("pooling", pooling, ("echo", "rc_echo", "mean", "last")),
@@ -163,7 +170,8 @@ class DNAClassifier(_DNAModel):
         self.bag_norm = nn.LayerNorm(dim) if ngrams else None
         self.dropout = nn.Dropout(dropout)
         self.convolutions = _Convolutions(dim, kernel) if head == "cnn" else None
-        width = 2 * dim if ngrams else dim
+        self.aligned = _AlignedReadout(dim, aligned, spec.max_length, aligned_pool) if aligned else None
+        width = (2 if ngrams else 1) * dim + (self.aligned.width if self.aligned is not None else 0)
         hidden = (
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(dropout)) if head == "mlp" else nn.Identity()
         )
@@ -190,16 +198,19 @@ class DNAClassifier(_DNAModel):
         return logits
 
     def embed_sequences(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map ids (B, L) to one vector a sequence (B, D), the one the head reads."""
+        """Map ids (B, L) to one vector a sequence (B, E), the one the head reads; E is D, and more with n-grams."""
         features, inputs, mask = self._features(ids, mask)
         if self.pooling == "last":
             last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
             pooled = features[torch.arange(len(features), device=features.device), last]
         else:
             pooled = masked_mean(features, mask)
-        if self.bag_norm is None:
-            return pooled
-        return torch.cat([pooled, self.bag_norm(masked_mean(inputs, mask))], dim=-1)  # (B, 2D)
+        parts = [pooled]
+        if self.bag_norm is not None:
+            parts.append(self.bag_norm(masked_mean(inputs, mask)))
+        if self.aligned is not None:
+            parts.append(self.aligned(features, inputs, mask))
+        return torch.cat(parts, dim=-1)
 
     def embed_positions(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map ids (B, L) to features (B, L, D) and their mask (B, L), the sequence moved to the left.
@@ -251,6 +262,29 @@ class DNAClassifier(_DNAModel):
         source = torch.where(mask, 2 * first + mask.sum(1, keepdim=True) - 1 - at, at)
         other = self.complement[ids.gather(1, source).long()].to(ids.dtype)
         return torch.where(mask, other, ids)
+
+
+class _AlignedReadout(nn.Module):
+    """A few channels of every position, of the backbone's features and of its input, side by side."""
+
+    def __init__(self, dim: int, channels: int, length: int, pool: int) -> None:
+        super().__init__()
+        self.length, self.pool = -(-length // pool) * pool, pool
+        self.width = 2 * channels * (self.length // pool)
+        self.features = nn.Linear(dim, channels)
+        self.norm = nn.LayerNorm(dim)
+        self.inputs = nn.Linear(dim, channels)
+
+    def forward(self, features: Tensor, inputs: Tensor, mask: Tensor) -> Tensor:
+        if features.shape[1] > self.length:
+            raise ShapeError(
+                f"DNAClassifier: sequences must have at most {self.length} tokens (aligned read-out), "
+                f"got {features.shape[1]}; cut them, or train with aligned=0."
+            )
+        both = torch.cat([nn.functional.gelu(self.features(features)), self.inputs(self.norm(inputs))], dim=-1)
+        both = (both * mask[..., None]).transpose(1, 2)  # (B, 2 * channels, L)
+        both = nn.functional.pad(both, (0, self.length - both.shape[2]))
+        return nn.functional.avg_pool1d(both, self.pool).flatten(1)
 
 
 class _Convolutions(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,11 +57,13 @@ class _DNATask(BaseTask):
         assert isinstance(spec, DNASpec)
         self.metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(spec) for stage in ("val", "test")})
 
+    @abstractmethod
     def make_metrics(self, spec: DNASpec) -> nn.Module:
-        raise NotImplementedError
+        """Make the metrics of one split."""
 
+    @abstractmethod
     def summarise(self, metrics: Any) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Return the values of the metrics by name."""
 
     def _log_evaluation(self, stage: str) -> None:
         metrics = self._metrics(stage)
@@ -203,6 +206,8 @@ class DNAClassificationTask(_DNATask):
         rc_average: Whether to average the logits of both strands in evaluation.
         ngrams: Orders of overlapping n-grams embedded beside single bases, such as 3, 6 and 8; see ``DNAClassifier``.
         ngram_dropout: Share of n-grams that is left out in training.
+        aligned: Channels a position that the head reads position by position, for aligned sequences; 0 for none.
+        aligned_pool: Neighbouring positions that are averaged for it.
         num_classes: Checked against the data where given.
         class_weights: Weight of each class in the loss; ``balanced`` is for the data to compute.
         label_smoothing: Share of the target that is spread over all classes.
@@ -227,6 +232,8 @@ class DNAClassificationTask(_DNATask):
         rc_average: bool = False,
         ngrams: Sequence[int] = (),
         ngram_dropout: float = 0.3,
+        aligned: int = 0,
+        aligned_pool: int = 3,
         num_classes: int | None = None,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
@@ -253,6 +260,8 @@ class DNAClassificationTask(_DNATask):
             "rc_average": rc_average,
             "ngrams": list(ngrams),
             "ngram_dropout": ngram_dropout,
+            "aligned": aligned,
+            "aligned_pool": aligned_pool,
         }
         self.num_classes, self.class_weights, self.label_smoothing = num_classes, class_weights, label_smoothing
 
