@@ -192,6 +192,14 @@ def hybrid_test() -> HybridConfig:
     )
 
 
+@preset(params=23_372)
+def hybrid_pico() -> HybridConfig:
+    """For thousands of short sequences: seconds an epoch on two cores."""
+    return HybridConfig(
+        dim=32, depth=2, pattern="MA", hidden_dim=64, mamba_head_dim=16, state_dim=16, num_heads=2, num_kv_heads=1
+    )
+
+
 @preset(params=788_794)
 def hybrid_nano() -> HybridConfig:
     """For a laptop: trains in minutes on two cores."""

@@ -151,6 +151,12 @@ def illama_test() -> ILLaMAConfig:
     return ILLaMAConfig(dim=16, depth=2, num_heads=2, num_kv_heads=1, hidden_dim=32)
 
 
+@preset(params=20_896)
+def illama_pico() -> ILLaMAConfig:
+    """For thousands of short sequences: seconds an epoch on two cores."""
+    return ILLaMAConfig(dim=32, depth=2, num_heads=2, hidden_dim=64)
+
+
 @preset(params=667_104)
 def illama_nano() -> ILLaMAConfig:
     """For a laptop: trains in minutes on two cores."""

@@ -209,6 +209,7 @@ class DNAClassificationTask(_DNATask):
         aligned: Channels a position that the head reads position by position, for aligned sequences; 0 for none.
         aligned_pool: Neighbouring positions that are averaged for it.
         num_classes: Checked against the data where given.
+        monitor: Validation metric that chooses the best checkpoint: the smallest loss or mse, the largest of any other.
         class_weights: Weight of each class in the loss; ``balanced`` is for the data to compute.
         label_smoothing: Share of the target that is spread over all classes.
         init_from: Initial weights: a model directory, a bundled model's name, or a ``.ckpt``.
@@ -235,6 +236,7 @@ class DNAClassificationTask(_DNATask):
         aligned: int = 0,
         aligned_pool: int = 3,
         num_classes: int | None = None,
+        monitor: str = "val/loss",
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
         init_from: str | None = None,
@@ -263,6 +265,8 @@ class DNAClassificationTask(_DNATask):
             "aligned": aligned,
             "aligned_pool": aligned_pool,
         }
+        self.monitor = monitor
+        self.monitor_mode = "min" if monitor.endswith(("loss", "mse")) else "max"
         self.num_classes, self.class_weights, self.label_smoothing = num_classes, class_weights, label_smoothing
 
     def build_model(self, backbone: Backbone, spec: DataSpec) -> DomainModel:

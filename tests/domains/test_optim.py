@@ -82,7 +82,9 @@ def test_learning_rate_follows_the_schedule():
 
 
 def test_endless_run_needs_a_constant_schedule():
-    with pytest.raises(ConfigError, match="schedule 'cosine' with warmup 0.1 needs a run of known length; set trainer"):
+    with pytest.raises(
+        ConfigError, match=r"schedule 'cosine' with warmup 0\.1 needs a run of known length; set trainer"
+    ):
         build_optimizer(nn.Linear(1, 1), OptimizerConfig(), math.inf)
     build_optimizer(nn.Linear(1, 1), OptimizerConfig(schedule="constant", warmup=10), math.inf)
 

@@ -1,0 +1,137 @@
+"""``vertebra demo``: every pipeline on its sample data with the bundled models, in one report."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vertebra.errors import UnknownNameError
+from vertebra.pipelines import figures
+from vertebra.pipelines.base import pipeline
+from vertebra.pipelines.report import Report
+
+
+def run_demo(domains: list[str], out: Path) -> Path:
+    """Write samples, run the pipelines of each domain on them, and write ``report.html``.
+
+    Args:
+        domains: Names of domains.
+        out: Folder for samples, results and report.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UnknownNameError: A domain has no demo.
+        ConfigError: Nothing can be written there.
+    """
+    for domain in domains:
+        if domain not in _DEMOS:
+            raise UnknownNameError("domain", domain, _DEMOS)
+    report = Report("vertebra demo")
+    report.text("Fabricated samples, read by every pipeline with the bundled models. Nothing here is real data.")
+    for domain in domains:
+        samples, results = out / domain / "sample", out / domain / "results"
+        import_module(f"vertebra.domains.{domain}.sample").write_sample(samples, seed=0)
+        _DEMOS[domain](samples, results, report)
+    return report.write(out / "report.html")
+
+
+def demo_dna(samples: Path, results: Path, report: Report) -> None:
+    """Promoters against background, a genome scanned in windows, and embeddings of both."""
+    classify = pipeline("dna/classify")
+    inputs = [samples / "promoters.fa", samples / "background.fa"]
+    table = results / "classes.csv"
+    classify.run(inputs, table)
+    truth, scores = _labels_and_scores(table, inputs[0])
+    report.section("dna/classify: promoters").code(f"vertebra run dna/classify {inputs[0]} {inputs[1]} -o {table}")
+    report.table(_binary_metrics(truth, scores), ("metric", "model", "always the larger class"))
+    report.figure(_histogram(truth, scores), "Score of every sample sequence, by what it is.")
+
+    genome, scan = samples / "genome.fa", results / "genome.csv"
+    classify.run([genome], scan)
+    sites = _bed_starts(samples / "genome.bed")
+    report.section("dna/classify: a genome in windows").code(f"vertebra run dna/classify {genome} -o {scan}")
+    starts, curve, width, name = _windows(results / "genome.csv.windows.csv")
+    caption = f"Promoter score along {name}; triangles are the promoters that the sample planted."
+    report.figure(figures.track(starts, {"promoter": curve}, width=width, marks=sites, mark_label="planted"), caption)
+
+    vectors = results / "embeddings.npz"
+    pipeline("dna/embed").run(inputs, vectors)
+    report.section("dna/embed").code(f"vertebra run dna/embed {inputs[0]} {inputs[1]} -o {vectors}")
+    with np.load(vectors) as archive:
+        caption = "First two principal components of the language model's embeddings; it has seen no label."
+        report.figure(_components(archive["embeddings"], truth), caption)
+
+
+_DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {"dna": demo_dna}
+
+
+def _labels_and_scores(table: Path, positives: Path) -> tuple[np.ndarray, np.ndarray]:
+    with table.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    truth = np.array([row["file"] == str(positives) for row in rows])
+    return truth, np.array([float(row["positive"]) for row in rows])
+
+
+def _binary_metrics(truth: np.ndarray, scores: np.ndarray) -> list[tuple[str, float, float]]:
+    """Accuracy, MCC and AUROC at a threshold of one half, and of a constant answer."""
+    from scipy.stats import rankdata
+
+    said = scores >= 0.5
+    tp, tn = float((said & truth).sum()), float((~said & ~truth).sum())
+    fp, fn = float((said & ~truth).sum()), float((~said & truth).sum())
+    root = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    ranks = rankdata(scores)  # ties share their mean rank
+    positives = truth.sum()
+    auroc = (ranks[truth].sum() - positives * (positives + 1) / 2) / max(positives * (~truth).sum(), 1)
+    return [
+        ("accuracy", (tp + tn) / len(truth), max(truth.mean(), 1 - truth.mean())),
+        ("MCC", (tp * tn - fp * fn) / root if root else 0.0, 0.0),
+        ("AUROC", float(auroc), 0.5),
+    ]
+
+
+def _bed_starts(path: Path) -> list[int]:
+    """First bases of the intervals of a BED file."""
+    return [
+        int(line.split("\t")[1]) for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("#", "")
+    ]
+
+
+def _windows(path: Path) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """Starts, scores of the class ``positive``, and the width of the windows of the first record."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    rows = [row for row in rows if row["name"] == rows[0]["name"]]
+    starts = np.array([int(row["start"]) for row in rows])
+    return starts, np.array([float(r["positive"]) for r in rows]), int(rows[0]["end"]) - int(starts[0]), rows[0]["name"]
+
+
+def _histogram(truth: np.ndarray, scores: np.ndarray) -> Any:
+    figure, (axes,) = figures.new_figure(width=7.0, height=2.8)
+    bins = np.linspace(0, 1, 41).tolist()
+    for keep, name, color in ((truth, "promoters", figures.PALETTE[1]), (~truth, "background", figures.PALETTE[0])):
+        axes.hist(scores[keep], bins=bins, histtype="stepfilled", alpha=0.55, label=name, color=color)
+    axes.set_xlabel("score of the class promoter (probability)")
+    axes.set_ylabel("sequences")
+    axes.legend(frameon=False, loc="upper center")
+    return figure
+
+
+def _components(vectors: np.ndarray, truth: np.ndarray) -> Any:
+    centred = vectors - vectors.mean(0)
+    _, _, axes_of_change = np.linalg.svd(centred, full_matrices=False)
+    places = centred @ axes_of_change[:2].T
+    figure, (axes,) = figures.new_figure(width=5.2, height=4.0)
+    for keep, name, color in ((~truth, "background", figures.PALETTE[0]), (truth, "promoters", figures.PALETTE[1])):
+        axes.scatter(places[keep, 0], places[keep, 1], s=5, alpha=0.5, linewidths=0, label=name, color=color)
+    axes.set_xlabel("component 1")
+    axes.set_ylabel("component 2")
+    axes.legend(frameon=False, markerscale=3)
+    return figure
