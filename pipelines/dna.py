@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from vertebra.domains.model import DomainModel
 
-INPUTS = "FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`"
 EMBED_ROWS = 4096
 """Embeddings that a Parquet row group holds."""
 
@@ -202,7 +201,7 @@ class DNAPipeline(Pipeline):
 
 @verb(
     "dna/classify",
-    inputs=INPUTS,
+    inputs="FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`",
     outputs=".csv: a row a record; long records also get OUT.windows.csv and a figure",
     model="dna_promoter",
 )
@@ -407,7 +406,10 @@ class _ClassifyWriter(Writer):
 
 
 @verb(
-    "dna/embed", inputs=INPUTS, outputs=".npz (names, embeddings) or .parquet (name, length, embedding)", model="dna_lm"
+    "dna/embed",
+    inputs="FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`",
+    outputs=".npz (names, embeddings) or .parquet (name, length, embedding)",
+    model="dna_lm",
 )
 class Embed(DNAPipeline):
     """One vector a sequence, float32: of a language model the mean of its states, of a classifier what its head reads.
