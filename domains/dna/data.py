@@ -20,8 +20,6 @@ from vertebra.domains.dna.labelled import (
     Labelled,
     class_names,
     encode_labels,
-    identity_groups,
-    leaked_share,
     parse_numbers,
     read_labelled,
     read_unlabelled,
@@ -29,6 +27,7 @@ from vertebra.domains.dna.labelled import (
     share_out,
 )
 from vertebra.domains.dna.spec import DNASpec, Kind
+from vertebra.domains.dna.splits import Leakage, identity_groups, leakage
 from vertebra.domains.dna.tokens import Ints, LabelledItems, TokenArray, WindowItems
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError
@@ -128,8 +127,8 @@ class DNASequenceData(BaseData):
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.tokenizer = make_tokenizer(k, stride)
         self.max_length, self.crop, self.reverse_complement = max_length, crop, reverse_complement
-        self.leakage: dict[str, float] = {}
-        """Share of validation and of test sequences that are similar to a training sequence; after ``setup``."""
+        self.leakage: dict[str, Leakage] = {}
+        """What of validation and test is similar to a training sequence; after ``setup``."""
 
     def hint(self, split: Split) -> str:
         """What to do when a split is missing."""
@@ -229,10 +228,18 @@ class DNASequenceData(BaseData):
     def _check_leakage(self, tables: Mapping[str, Labelled]) -> None:
         for name in ("val", "test"):
             if name in tables:
-                self.leakage[name] = leaked_share(tables["train"].sequences, tables[name].sequences)
-        if any(self.leakage.values()):
-            found = " and ".join(f"{share:.1%} of {name}" for name, share in self.leakage.items() if share)
-            log.warning("leakage: %s sequences are similar to a training sequence; scores will flatter.", found)
+                self.leakage[name] = leakage(tables["train"].sequences, tables[name].sequences)
+        for name, found in self.leakage.items():
+            if found.similar:
+                log.warning(
+                    "leakage: %d of %d %s sequences (%.1f %%) are similar to a training sequence, %d equal; "
+                    "scores will flatter. `split: identity` keeps them apart.",
+                    found.similar,
+                    found.sequences,
+                    name,
+                    100 * found.share,
+                    found.exact,
+                )
 
 
 class DNALanguageData(BaseData):

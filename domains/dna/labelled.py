@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from vertebra.domains.dna.formats import read_sequences, read_table
 from vertebra.domains.dna.spec import DNASpec, Kind
 from vertebra.errors import DataError
-from vertebra.tokenizers.nucleotide import reverse_complement_string
 
 
 @dataclass
@@ -175,15 +174,3 @@ def _strata(labels: Sequence[str]) -> list[str]:
         return ["" for _ in labels]
     first = np.array(numbers, dtype=np.float64)
     return np.searchsorted(np.quantile(first, np.linspace(0.1, 0.9, 9)), first).astype(str).tolist()
-
-
-def identity_groups(sequences: Sequence[str]) -> NDArray[np.int64]:
-    """Number the groups of equal sequences, on either strand."""
-    keys = [min(s.upper(), reverse_complement_string(s.upper())) for s in sequences]
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
-
-
-def leaked_share(train: Sequence[str], other: Sequence[str]) -> float:
-    """Share of ``other`` that occurs in ``train``, on either strand."""
-    seen = {s.upper() for s in train}
-    return sum(s.upper() in seen or reverse_complement_string(s.upper()) in seen for s in other) / max(1, len(other))
