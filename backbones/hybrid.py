@@ -39,7 +39,7 @@ class HybridConfig(StackConfig):
         mamba_groups: Groups of Mamba-2 heads that share B and C.
         state_dim: State width N.
         conv_kernel: Taps of Mamba-2's causal convolution.
-        dt_limit: Range that step sizes are clamped to.
+        dt_limit: Range that step sizes are clamped to; None for none.
         num_heads: Query heads of attention layers; the head width is dim / num_heads.
         num_kv_heads: Key-value heads, a divisor of num_heads; 0 for as many as query heads.
         window: Window of attention layers: one number, or a list repeated over all layers; 0 for none.
@@ -58,7 +58,7 @@ class HybridConfig(StackConfig):
     mamba_groups: int = 1
     state_dim: int = 128
     conv_kernel: int = 4
-    dt_limit: tuple[float, float] = (0.0, math.inf)
+    dt_limit: tuple[float, float] | None = None
     num_heads: int = 8
     num_kv_heads: int = 0
     window: int | tuple[int, ...] = 0

@@ -204,6 +204,7 @@ def save_tensors(module: nn.Module, path: Path, metadata: dict[str, str] | None 
 
     state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in module.state_dict().items()}
     save_file(state, path, metadata={"format": "pt", **(metadata or {})})
+    path.chmod(0o644)  # the library makes files that only their owner can read
 
 
 __all__ = [

@@ -101,7 +101,7 @@ def save_model(
     except OSError as e:
         raise ConfigError(f"save_model: {folder} cannot be written ({e.strerror}); choose another place.") from e
     try:
-        (made / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (made / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (made / "README.md").write_text(_card(folder.name, model, config, notes or {}), encoding="utf-8")
         save_tensors(model, made / "model.safetensors")
         made.chmod(0o755)

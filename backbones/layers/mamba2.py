@@ -29,7 +29,7 @@ class Mamba2Shape:
         state_dim: State width N.
         kernel: Taps K of the causal convolution.
         conv_bias: Whether the convolution has a bias.
-        dt_limit: Step sizes are clamped to this range after softplus.
+        dt_limit: Step sizes are clamped to this range after softplus; None for no limits.
         norm_eps: Added to the mean square of the gated norm.
         chunk_size: Positions a chunk of the scan; the result does not depend on it.
     """
@@ -40,7 +40,7 @@ class Mamba2Shape:
     state_dim: int = 128
     kernel: int = 4
     conv_bias: bool = True
-    dt_limit: tuple[float, float] = (0.0, math.inf)
+    dt_limit: tuple[float, float] | None = None
     norm_eps: float = 1e-5
     chunk_size: int = 64
 
@@ -149,7 +149,7 @@ class Mamba2(TokenMixer):
     def _step_sizes(self, dt: Tensor, mask: Tensor | None) -> Tensor:
         """Return positive step sizes (B, T, H) in float32; 0 at padding, which leaves the state as it is."""
         dt = F.softplus(dt.float() + self.dt_bias.float())
-        if self.shape.dt_limit != (0.0, math.inf):
+        if self.shape.dt_limit is not None:
             dt = dt.clamp(*self.shape.dt_limit)
         return dt if mask is None else dt * mask[..., None]
 
