@@ -31,6 +31,7 @@ class PipelineInfo:
         inputs: What files it reads, for people.
         outputs: What files it writes, for people.
         model: Name of the bundled model it uses when none is given; empty when there is none.
+        tasks: Tasks of the models it can use; empty for all.
         module: Module that holds the class.
         class_name: Name of the class.
     """
@@ -40,6 +41,7 @@ class PipelineInfo:
     inputs: str
     outputs: str
     model: str
+    tasks: tuple[str, ...]
     module: str
     class_name: str
 
@@ -49,7 +51,7 @@ class PipelineInfo:
         return self.name.partition("/")[0]
 
 
-def verb(name: str, *, inputs: str, outputs: str, model: str = "") -> Callable[[T], T]:
+def verb(name: str, *, inputs: str, outputs: str, model: str = "", tasks: tuple[str, ...] = ()) -> Callable[[T], T]:
     """Mark a subclass of ``Pipeline`` as the pipeline ``name``; all arguments must be literals.
 
     Args:
@@ -57,11 +59,13 @@ def verb(name: str, *, inputs: str, outputs: str, model: str = "") -> Callable[[
         inputs: What files it reads, for people.
         outputs: What files it writes, for people.
         model: Name of the bundled model it uses when none is given.
+        tasks: Tasks of the models it can use; empty for all.
     """
 
     def register(cls: T) -> T:
         setattr(cls, "name", name)  # noqa: B010 - `type` has no such attribute for the type checker
         setattr(cls, "default_model", model)  # noqa: B010
+        setattr(cls, "tasks", tasks)  # noqa: B010
         return cls
 
     return register
@@ -103,5 +107,5 @@ def _verb_fields(node: ast.ClassDef) -> dict[str, Any] | None:
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and isinstance(decorator.func, ast.Name) and decorator.func.id == "verb":
             given = {k.arg: ast.literal_eval(k.value) for k in decorator.keywords if k.arg is not None}
-            return {"model": "", "name": ast.literal_eval(decorator.args[0]), **given}
+            return {"model": "", "tasks": (), "name": ast.literal_eval(decorator.args[0]), **given}
     return None

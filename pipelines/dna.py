@@ -204,6 +204,7 @@ class DNAPipeline(Pipeline):
     inputs="FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`",
     outputs=".csv: a row a record; long records also get OUT.windows.csv and a figure",
     model="dna_promoter",
+    tasks=("dna/classify",),
 )
 class Classify(DNAPipeline):
     """Classes, labels or numbers of sequences, with scores along long ones.
@@ -221,8 +222,6 @@ class Classify(DNAPipeline):
         target: Class whose score is drawn and whose highest window is named; None for the last one.
         figures: Most records that get a figure.
     """
-
-    tasks = ("dna/classify",)
 
     def __init__(
         self,
@@ -410,6 +409,7 @@ class _ClassifyWriter(Writer):
     inputs="FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`",
     outputs=".npz (names, embeddings) or .parquet (name, length, embedding)",
     model="dna_lm",
+    tasks=("dna/lm", "dna/classify"),
 )
 class Embed(DNAPipeline):
     """One vector a sequence, float32: of a language model the mean of its states, of a classifier what its head reads.
@@ -418,7 +418,6 @@ class Embed(DNAPipeline):
     """
 
     endings = (".npz", ".parquet")
-    tasks = ("dna/lm", "dna/classify")
 
     def predict(self, items: list[Item]) -> list[Prediction]:
         """Embeddings of one batch of windows."""

@@ -113,6 +113,7 @@ class DNAClassifier(_DNAModel):
         ngrams: Orders of overlapping n-grams that are embedded beside the single bases, such as 3, 6 and 8; their mean
             over positions also goes straight to the head. Single nucleotides only.
         ngram_dropout: Share of n-grams that is left out in training.
+        ngram_skip: Share of sequences for which a table above order 3 is left out whole in training.
         aligned: Channels a position that the head reads position by position, for sequences that are aligned; 0 for
             none.
         aligned_pool: Neighbouring positions that are averaged for it, against small shifts.
@@ -133,6 +134,7 @@ class DNAClassifier(_DNAModel):
         rc_average: bool = False,
         ngrams: Sequence[int] = (),
         ngram_dropout: float = 0.3,
+        ngram_skip: float = 0.5,
         aligned: int = 0,
         aligned_pool: int = 3,
     ) -> None:
@@ -147,6 +149,7 @@ class DNAClassifier(_DNAModel):
             rc_average=rc_average,
             ngrams=list(ngrams),
             ngram_dropout=ngram_dropout,
+            ngram_skip=ngram_skip,
             aligned=aligned,
             aligned_pool=aligned_pool,
         )
@@ -166,7 +169,7 @@ class DNAClassifier(_DNAModel):
         self.positions = nn.Embedding(spec.max_length, dim) if positions == "learned" else None
         if self.positions is not None:
             nn.init.normal_(self.positions.weight, std=0.02)
-        self.ngrams = self._make_ngrams(ngrams, ngram_dropout) if ngrams else None
+        self.ngrams = self._make_ngrams(ngrams, ngram_dropout, ngram_skip) if ngrams else None
         self.bag_norm = nn.LayerNorm(dim) if ngrams else None
         self.dropout = nn.Dropout(dropout)
         self.convolutions = _Convolutions(dim, kernel) if head == "cnn" else None
@@ -177,11 +180,11 @@ class DNAClassifier(_DNAModel):
         )
         self.head = nn.Sequential(hidden, nn.Linear(width, spec.num_outputs))
 
-    def _make_ngrams(self, orders: Sequence[int], dropout: float) -> NGramEmbedding:
+    def _make_ngrams(self, orders: Sequence[int], dropout: float, skip: float) -> NGramEmbedding:
         if not isinstance(self.tokenizer, NucleotideTokenizer):
             raise ConfigError("DNAClassifier: ngrams needs single nucleotides (k=1); leave ngrams out, or set k to 1.")
         bases = self.tokenizer.base_ids[:4]
-        return NGramEmbedding(orders, self.backbone.config.dim, bases, self.tokenizer.vocab_size, dropout)
+        return NGramEmbedding(orders, self.backbone.config.dim, bases, self.tokenizer.vocab_size, dropout, skip)
 
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map ids (B, L) to logits, or standardised numbers, (B, C).

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vertebra.errors import ConfigError
 
 LONGEST = 10  # 4**10 rows are a million
+SHORT = 3  # up to this order n-grams are composition and codons, and name no sequence
 
 
 class NGramEmbedding(nn.Module):
@@ -28,17 +29,25 @@ class NGramEmbedding(nn.Module):
         base_ids: Token ids of A, C, G, T.
         vocab_size: Number of token ids.
         dropout: Share of n-grams that is left out in training, each order and position by itself.
+        skip: Share of sequences for which a table is left out whole in training, above order 3. Long n-grams name the
+            training sequences; without this they explain the labels alone, and the rest of a model learns nothing.
     """
 
     codes: Tensor
 
     def __init__(
-        self, orders: Sequence[int], dim: int, base_ids: Sequence[int], vocab_size: int, dropout: float = 0.0
+        self,
+        orders: Sequence[int],
+        dim: int,
+        base_ids: Sequence[int],
+        vocab_size: int,
+        dropout: float = 0.0,
+        skip: float = 0.0,
     ) -> None:
         super().__init__()
         if not orders or min(orders) < 2 or max(orders) > LONGEST or len(set(orders)) < len(orders):
             raise ConfigError(f"ngrams: orders must be different numbers from 2 to {LONGEST}, got {list(orders)}.")
-        self.orders, self.dropout = tuple(orders), dropout
+        self.orders, self.dropout, self.skip = tuple(orders), dropout, skip
         self.tables = nn.ModuleList(nn.Embedding(4**n, dim) for n in orders)
         for table in self.tables:
             assert isinstance(table, nn.Embedding)
@@ -59,6 +68,8 @@ class NGramEmbedding(nn.Module):
             index = (grams * powers).sum(-1).where(whole, 0)
             if self.training and self.dropout:
                 whole = whole & (torch.rand(whole.shape, device=ids.device) >= self.dropout)
+            if self.training and self.skip and n > SHORT:
+                whole = whole & (torch.rand(len(ids), 1, device=ids.device) >= self.skip)
             value = table(index) * whole[..., None]  # (B, L, D)
             total = value if total is None else total + value
         assert total is not None

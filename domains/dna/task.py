@@ -206,6 +206,7 @@ class DNAClassificationTask(_DNATask):
         rc_average: Whether to average the logits of both strands in evaluation.
         ngrams: Orders of overlapping n-grams embedded beside single bases, such as 3, 6 and 8; see ``DNAClassifier``.
         ngram_dropout: Share of n-grams that is left out in training.
+        ngram_skip: Share of sequences for which a table above order 3 is left out whole in training.
         aligned: Channels a position that the head reads position by position, for aligned sequences; 0 for none.
         aligned_pool: Neighbouring positions that are averaged for it.
         num_classes: Checked against the data where given.
@@ -233,6 +234,7 @@ class DNAClassificationTask(_DNATask):
         rc_average: bool = False,
         ngrams: Sequence[int] = (),
         ngram_dropout: float = 0.3,
+        ngram_skip: float = 0.5,
         aligned: int = 0,
         aligned_pool: int = 3,
         num_classes: int | None = None,
@@ -262,6 +264,7 @@ class DNAClassificationTask(_DNATask):
             "rc_average": rc_average,
             "ngrams": list(ngrams),
             "ngram_dropout": ngram_dropout,
+            "ngram_skip": ngram_skip,
             "aligned": aligned,
             "aligned_pool": aligned_pool,
         }

@@ -86,8 +86,7 @@ def _model(folder: Path, name: str) -> dict[str, Any]:
     config = read_model_config(folder)
     tensors = tensors_info(folder / "model.safetensors")
     task = str(config.get("task", ""))
-    fitting = [p for p in pipelines() if p.startswith(f"{task.partition('/')[0]}/")]
-    verb = task if task in fitting else next(iter(fitting), None)
+    verb = next((p.name for p in pipelines().values() if task in p.tasks), None)
     return {
         "model": name,
         "task": task,
