@@ -54,9 +54,9 @@ def demo_dna(samples: Path, results: Path, report: Report) -> None:
     report.figure(_histogram(truth, scores), "Score of every sample sequence, by what it is.")
 
     genome, scan = samples / "genome.fa", results / "genome.csv"
-    classify.run([genome], scan)
+    pipeline("dna/classify", stride=4).run([genome], scan)
     sites = _bed_starts(samples / "genome.bed")
-    report.section("dna/classify: a genome in windows").code(f"vertebra run dna/classify {genome} -o {scan}")
+    report.section("dna/classify: a genome in windows").code(f"vertebra run dna/classify {genome} -o {scan} --stride 4")
     starts, curve, width, name = _windows(results / "genome.csv.windows.csv")
     caption = f"Promoter score along {name}; triangles are the promoters that the sample planted."
     report.figure(figures.track(starts, {"promoter": curve}, width=width, marks=sites, mark_label="planted"), caption)

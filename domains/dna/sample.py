@@ -146,8 +146,8 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
 
     Returns:
         The files: ``promoters.fa`` and ``background.fa`` (2,000 sequences of 81 bases each), ``gue/train.csv``,
-        ``dev.csv`` and ``test.csv`` (0 background, 1 bacterial, 2 eukaryotic promoter), ``genome.fa`` (60,000 bases,
-        24 promoters, partly soft-masked), ``genome.bed``, ``reads.fastq.gz``, and three ``genomes/*.fa``.
+        ``dev.csv`` and ``test.csv`` (0 background, 1 bacterial, 2 eukaryotic promoter), ``genome.fa`` (20,000 bases,
+        8 promoters, partly soft-masked), ``genome.bed``, ``reads.fastq.gz``, and three ``genomes/*.fa``.
     """
     rng = np.random.default_rng(seed)
     (folder / "gue").mkdir(parents=True, exist_ok=True)
@@ -180,14 +180,14 @@ def _write_gue(rng: np.random.Generator, folder: Path) -> list[Path]:
 
 
 def _write_genome(rng: np.random.Generator, folder: Path) -> list[Path]:
-    length, count = 60_000, 24
+    length, count = 20_000, 8
     codes = background(rng, 1, length)[0]
     room = length // count
     starts = np.arange(count) * room + rng.integers(0, room - LENGTH, count)
     for start, row in zip(starts, bacterial_promoters(rng, count), strict=True):
         codes[start : start + LENGTH] = row
     letters = list(text(codes))
-    for start in rng.integers(0, length - 400, 12):  # repeats as a masker would mark them
+    for start in rng.integers(0, length - 400, 4):  # repeats as a masker would mark them
         letters[start : start + 400] = [c.lower() for c in letters[start : start + 400]]
     bed = folder / "genome.bed"
     rows = [f"contig_1\t{s}\t{s + LENGTH}\tpromoter_{i}\t0\t+" for i, s in enumerate(starts)]
