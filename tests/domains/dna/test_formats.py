@@ -236,7 +236,7 @@ def test_truncated_gzip_gives_the_good_records_and_one_error(tmp_path, packing, 
         ) or ("end marker is missing" in bad[0].rule)
     path.write_bytes(whole[:-28] if packing == "bgzip" else whole[:-8] + b"\0" * 8)
     bad = []
-    assert len(pairs(path, on_error=bad.append)) >= 1999
+    assert len(pairs(path, on_error=bad.append)) >= 1500  # a wrong checksum costs the piece that it comes with
     rule = "its compressed data end early (the bgzip end marker is missing)"
     assert bad[0].rule == rule if packing == "bgzip" else "its compressed data are damaged" in bad[0].rule
 
@@ -484,7 +484,7 @@ def test_genbank_features(tmp_path):
 
 
 def test_genbank_errors(tmp_path):
-    path = write(tmp_path, "a.gb", GENBANK + GENBANK.replace("ORIGIN\n        1 acgtaaccgg tt\n", ""))
+    path = write(tmp_path, "a.gb", GENBANK + GENBANK.replace("        1 acgtaaccgg tt\n", ""))
     bad = []
     assert pairs(path, on_error=bad.append) == [("toy.1", "ACGTAACCGGTT")]
     assert bad[0].rule == "has no bases"
@@ -555,9 +555,9 @@ def test_a_good_index_is_used_and_a_stale_or_damaged_one_made_anew(tmp_path):
     index.write_text("renamed\t6\t3\t4\t5\n")
     os.utime(index, (1, 1))
     assert IndexedFasta(path).lengths == {"a": 6}
-    index.write_text("a\t6\t3\t5\t6\n")
+    index.write_text("a\t6\t3\t2\t3\n")
     assert "record 'a': the index a.fa.fai does not fit the file; delete it" in message(
-        lambda: IndexedFasta(path).fetch("a")
+        lambda: IndexedFasta(path).fetch("a", 2, 4)
     )
 
 
@@ -601,26 +601,32 @@ def test_index_refusals(tmp_path):
     assert "must satisfy 0 <= start <= stop <= 4, got 2 and 5; clip the range" in message(
         lambda: good.fetch("chr1", 2, 5)
     )
-    with pytest.raises(UnknownNameError, match="Did you mean 'chr1'"):
+    with pytest.raises(UnknownNameError, match=r"unknown record of .*d.fa 'chr'. Did you mean"):
         good.fetch("chr")
 
 
 # Parity with Biopython on real files
 
 
+def peers(path, kind):
+    with path.open() as file:
+        return list(SeqIO.parse(file, kind))
+
+
 @realdata
 @needs_real
 def test_real_files_agree_with_biopython():
     for path in sorted([*REAL.rglob("*.fna"), *REAL.rglob("*.ffn"), *REAL.rglob("*.fa"), *REAL.rglob("*.fasta")]):
-        peer = [str(r.seq) for r in SeqIO.parse(path, "fasta")]
+        peer = [str(r.seq) for r in peers(path, "fasta")]
         assert [r.sequence for r in read_sequences(path, duplicates="allow")] == peer
     path = REAL / "biopython_genomes" / "longreads_original_sanger.fastq"
-    peer = [(r.id, str(r.seq), r.letter_annotations["phred_quality"]) for r in SeqIO.parse(path, "fastq")]
+    peer = [(r.id, str(r.seq), r.letter_annotations["phred_quality"]) for r in peers(path, "fastq")]
     assert [(r.name, r.sequence, r.phred.tolist()) for r in read_sequences(path)] == peer
 
 
 @realdata
 @needs_real
+@pytest.mark.filterwarnings("ignore::Bio.BiopythonWarning")
 def test_real_annotations_agree_with_each_other():
     folder = REAL / "biopython_genomes"
     (genbank,) = read_genbank(folder / "NC_005816.gb")
@@ -631,8 +637,9 @@ def test_real_annotations_agree_with_each_other():
     coding = [f.extract(genbank.sequence) for f in genbank.features if f.type == "CDS"]
     assert sorted(coding) == sorted(r.sequence for r in read_sequences(folder / "NC_005816.ffn"))
     for path in [*folder.glob("*.gb"), *folder.glob("*.gbk")]:
-        for record, peer in zip(read_genbank(path), SeqIO.parse(path, "genbank"), strict=True):
-            for feature, other in zip(record.features, peer.features, strict=True):
+        for record, peer in zip(read_genbank(path), peers(path, "genbank"), strict=True):
+            placed = [f for f in peer.features if f.location is not None]  # None: wraps a molecule said to be linear
+            for feature, other in zip(record.features, placed, strict=True):
                 assert feature.extract(record.sequence) == str(other.extract(peer.seq))
 
 
