@@ -19,7 +19,9 @@ K = 16
 SHARE = 0.3
 """Share of the shorter sequence's distinct k-mers from which two sequences are neighbours."""
 _COMMON = 200
-"""A k-mer in more sequences than this is a repeat and says nothing about a pair."""
+_ANCHORS = 16
+"""Of a k-mer in more than ``_COMMON`` sequences, only pairs with its first ``_ANCHORS`` sequences are counted: the cost
+stays linear, and a large family still hangs together through its first members."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def canonical_kmers(sequences: Sequence[str], k: int = K) -> tuple[Ints, Ints]:
 def neighbours(sequences: Sequence[str], k: int = K, share: float = SHARE) -> tuple[Ints, Ints]:
     """Return the pairs of numbers of sequences that are neighbours, the smaller number first.
 
-    Sequences shorter than k are neighbours of equal ones only.
+    Sequences shorter than k are neighbours of equal ones only. In a family of more than 200 the pairs with one of its
+    first members are found, which connects it.
 
     Args:
         sequences: Letters.
@@ -84,12 +87,17 @@ def neighbours(sequences: Sequence[str], k: int = K, share: float = SHARE) -> tu
     codes, owner = canonical_kmers(sequences, k)
     _, column, seen = np.unique(codes, return_inverse=True, return_counts=True)
     sizes = np.bincount(owner, minlength=len(sequences))
-    telling = (seen > 1) & (seen <= _COMMON)
-    keep = telling[column]
-    ones = np.ones(int(keep.sum()), dtype=np.int32)
-    matrix = csr_matrix((ones, (owner[keep], column[keep])), shape=(len(sequences), len(seen)))
-    shared = (matrix @ matrix.T).tocoo()
-    first, second = shared.row.astype(np.int64), shared.col.astype(np.int64)
+    # The pairs come sorted by k-mer, then by sequence: a k-mer's sequences stand together, in order.
+    rank = np.arange(len(column)) - (np.cumsum(seen) - seen)[column]
+    shape = (len(sequences), len(seen))
+    shared_by_two = (seen > 1)[column]
+    anchors = shared_by_two & ((seen <= _COMMON)[column] | (rank < _ANCHORS))
+    every, some = (
+        csr_matrix((np.ones(int(kept.sum()), dtype=np.int32), (owner[kept], column[kept])), shape=shape)
+        for kept in (shared_by_two, anchors)
+    )
+    shared = (every @ some.T).tocoo()
+    second, first = shared.row.astype(np.int64), shared.col.astype(np.int64)  # anchors are the smaller numbers
     enough = (first < second) & (shared.data >= share * np.minimum(sizes[first], sizes[second]))
     equal = _equal_pairs(sequences)
     return np.concatenate([first[enough], equal[0]]), np.concatenate([second[enough], equal[1]])

@@ -36,6 +36,19 @@ def test_repeats_do_not_join_everything():
     assert len(set(identity_groups([s + "A" * 40 for s in tails]).tolist())) == 400
 
 
+def test_large_families_hang_together_and_are_seen_to_leak():
+    rng = np.random.default_rng(2)
+    family = np.tile(rng.choice(list("ACGT"), 200), (1000, 1))
+    for row in family:
+        row[rng.choice(200, 3, replace=False)] = rng.choice(list("ACGT"), 3)
+    members = ["".join(row) for row in family]
+    other = random_sequences(20, 200, seed=3)
+    groups = identity_groups([*members, *other]).tolist()
+    assert len(set(groups[:1000])) == 1
+    assert len(set(groups)) == 21
+    assert leakage(members[:700], members[700:] + other).similar == 300
+
+
 def test_leakage_counts_equal_and_similar_ones():
     train, fresh = random_sequences(50, 100), random_sequences(10, 100, seed=1)
     other = [reverse_complement_string(train[0]), train[1][30:] + fresh[0][:30], *fresh[1:]]
