@@ -221,10 +221,14 @@ def _gunzip(file: BinaryIO, size: int) -> Iterator[bytes]:
             if not fed and not raw.strip(b"\0"):
                 break  # zero padding after the last member
             fed = True
+            before = engine.copy()  # a call that fails keeps none of its output
             try:
                 out = engine.decompress(raw, size)
             except zlib.error as error:
                 problem = f"its compressed data are damaged ({error})"
+                out = _before_damage(before, raw)
+                pieces.append(out)
+                ready += len(out)
                 break
             pieces.append(out)
             ready += len(out)
@@ -244,6 +248,24 @@ def _gunzip(file: BinaryIO, size: int) -> Iterator[bytes]:
             problem = "its compressed data end early (the bgzip end marker is missing)"
     if problem:
         raise TruncatedError(problem)
+
+
+def _before_damage(engine: zlib._Decompress, raw: bytes) -> bytes:
+    """Return what ``raw`` gives before it is damaged, to the byte, by ever smaller steps."""
+    pieces = []
+    step = 1 << 16
+    while step:
+        before = engine.copy()
+        try:
+            out = engine.decompress(raw, step)
+        except zlib.error:
+            engine, step = before, step // 2
+            continue
+        if not out:
+            break
+        pieces.append(out)
+        raw = engine.unconsumed_tail
+    return b"".join(pieces)
 
 
 def is_bgzf_header(head: bytes) -> bool:

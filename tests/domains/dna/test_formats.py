@@ -236,7 +236,8 @@ def test_truncated_gzip_gives_the_good_records_and_one_error(tmp_path, packing, 
         ) or ("end marker is missing" in bad[0].rule)
     path.write_bytes(whole[:-28] if packing == "bgzip" else whole[:-8] + b"\0" * 8)
     bad = []
-    assert len(pairs(path, on_error=bad.append)) >= 1500  # a wrong checksum costs the piece that it comes with
+    assert len(pairs(path, on_error=bad.append)) >= 1999  # a wrong checksum at the end costs at most the last record
+    assert len(bad) == 1
     rule = "its compressed data end early (the bgzip end marker is missing)"
     assert bad[0].rule == rule if packing == "bgzip" else "its compressed data are damaged" in bad[0].rule
 
