@@ -138,7 +138,8 @@ def share_out(
     """Share sequences out to parts, stratified by label, without tearing a group apart.
 
     Groups come in random order, larger ones first; each goes to the part that is furthest behind its share of the
-    group's labels. Labels of a regression are stratified by decile.
+    group's labels. Labels of a regression are stratified by decile, by fewer
+    quantiles below 200 sequences; other labels that are mostly rare are not stratified.
 
     Args:
         labels: Label of each sequence.
@@ -151,7 +152,7 @@ def share_out(
     """
     kinds, kind = np.unique(_strata(labels), return_inverse=True)
     _, group = np.unique(groups, return_inverse=True)
-    count = np.zeros((group.max() + 1, len(kinds)))
+    count = np.zeros((group.max(initial=-1) + 1, len(kinds)))  # no group where there is no sequence
     np.add.at(count, (group, kind), 1)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(count))
@@ -167,10 +168,11 @@ def share_out(
 
 
 def _strata(labels: Sequence[str]) -> list[str]:
-    if len(set(labels)) <= 50:
+    if len(set(labels)) <= min(50, len(labels) // 4):  # labels that are rarer cannot be shared out each by itself
         return list(labels)
     numbers = [_number(label.partition(";")[0]) for label in labels]
     if any(n is None for n in numbers):
         return ["" for _ in labels]
     first = np.array(numbers, dtype=np.float64)
-    return np.searchsorted(np.quantile(first, np.linspace(0.1, 0.9, 9)), first).astype(str).tolist()
+    bins = min(10, max(1, len(first) // 20))
+    return np.searchsorted(np.quantile(first, np.arange(1, bins) / bins), first).astype(str).tolist()
