@@ -52,6 +52,7 @@ class Item:
         size: Positions it takes up in a batch.
         weight: Its share of the progress bar, in the pipeline's ``unit``.
         line: Line of the file where the record begins.
+        first: False for a further part of the record before it: a record is listed as bad once, whatever its parts.
     """
 
     file: str
@@ -60,6 +61,7 @@ class Item:
     size: int
     weight: float = 1.0
     line: int | None = None
+    first: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class RunResult:
     paths: list[Path] = field(default_factory=list)
 
     def __str__(self) -> str:
-        bad = f", {self.bad:,} bad (listed in {self.paths[-1]})" if self.bad else ""
+        listed = next((p for p in self.paths if ".errors.jsonl" in p.name), "")
+        bad = f", {self.bad:,} bad (listed in {listed})" if self.bad else ""
         return f"{self.good:,} records done{bad}; wrote {', '.join(map(str, self.paths))}"
 
 
@@ -287,6 +290,9 @@ class Pipeline(ABC):
                 yield from self.read(path, bad)
             except DataError as error:  # the rest of this file is lost, the other files are not
                 bad(as_bad(error, file=str(path)))
+            except OSError as error:
+                rule = f"cannot be read ({error.strerror or error})"
+                bad(BadRecord(file=str(path), record="", line=None, rule=rule, advice="copy it again"))
 
     def _check_files(self, paths: list[Path], target: Path) -> None:
         if not paths:
@@ -341,6 +347,7 @@ class _Flow:
     def __init__(self, pipeline: Pipeline, bad: Bad, isolate: bool = True) -> None:
         self.pipeline, self.bad, self.isolate = pipeline, bad, isolate
         self.crash: Exception | None = None
+        self._told = False  # whether the record at hand is reported
 
     def results(self, items: Iterator[Item]) -> Iterator[tuple[Item, Prediction | None]]:
         """Yield every item with its prediction, or None where it was reported as bad."""
@@ -392,13 +399,16 @@ class _Flow:
         return self._predict(items[:half]) + self._predict(items[half:])
 
     def _checked(self, item: Item, answer: Prediction | Exception) -> Prediction | None:
+        self._told = self._told and not item.first
         if isinstance(answer, Prediction):
             if _finite(answer):
                 return answer
             answer = DataError(f"{item.record}: the model's output is not finite; leave the record out or use float32")
         if not isinstance(answer, VertebraError) and self.crash is None and not _out_of_memory(answer):
             self.crash = answer
-        self.bad(as_bad(answer, file=item.file, record=item.record, line=item.line))
+        if not self._told:
+            self.bad(as_bad(answer, file=item.file, record=item.record, line=item.line))
+        self._told = True
         return None
 
 

@@ -131,7 +131,7 @@ class DNAPipeline(Pipeline):
             bad(BadRecord(**error.to_dict()))  # type: ignore[arg-type]
 
         for record in read_sequences(path, on_error, max_length=self.max_length, duplicates="report"):
-            yield from self._windows(str(path), record.name, record.sequence)
+            yield from self._windows(str(path), record.name, record.sequence, bad)
 
     def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
         """Yield the windows of a sequence, or of a ``(name, sequence)`` pair."""
@@ -143,7 +143,7 @@ class DNAPipeline(Pipeline):
         if (problem := sequence_problem(sequence.encode(), len(sequence), self.max_length)) is not None:
             bad(BadRecord(file="", record=name, line=None, rule=problem[0], advice=problem[1]))
             return
-        yield from self._windows("", name, sequence)
+        yield from self._windows("", name, sequence, bad)
 
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Collect the windows of a record; a record with a bad window is bad."""
@@ -163,7 +163,7 @@ class DNAPipeline(Pipeline):
         """Make one prediction of a record's windows."""
         raise TypeError(f"{type(self).__name__} does not join windows.")
 
-    def _windows(self, file: str, name: str, sequence: str) -> Iterator[Item]:
+    def _windows(self, file: str, name: str, sequence: str, bad: Bad) -> Iterator[Item]:
         length = len(sequence)
         last = max(length - self.window, 0)
         start = 0
@@ -172,10 +172,13 @@ class DNAPipeline(Pipeline):
             piece = sequence[start : start + self.window]
             ids = self.tokenizer.encode(piece)
             if len(ids) == 0:
-                raise DataError(f"record {name!r}: {len(piece)} bases are less than one token; leave it out.")
+                rule = f"has {len(piece)} bases, less than one token of the model"
+                bad(BadRecord(file=file, record=name, line=None, rule=rule, advice="leave it out"))
+                return
             fresh = self.stride if start < last else len(piece)
             data = Window(ids, start, len(piece), length, start == 0, start == last)
-            yield Item(file=file, record=name, data=data, size=len(ids) + self.spec.bos, weight=fresh)
+            size = len(ids) + self.spec.bos
+            yield Item(file=file, record=name, data=data, size=size, weight=fresh, first=data.first)
             if start == last:
                 return
             start += self.stride
