@@ -381,20 +381,34 @@ def dna_spec(task: BaseTask, spec: DataSpec, kinds: tuple[str, ...]) -> DNASpec:
     return spec
 
 
+class _MeanMatthewsCorrCoef(MultilabelMatthewsCorrCoef):
+    """Mean over labels, 0 for a label without a value; torchmetrics has one value of all labels' cells together."""
+
+    confmat: Tensor
+
+    def compute(self) -> Tensor:
+        tn, fp, fn, tp = self.confmat.double().flatten(1).unbind(1)  # (C,)
+        below = ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)).sqrt()
+        return ((tp * tn - fp * fn) / below.clamp(min=1)).mean().float()
+
+
 def score_metrics(spec: DNASpec) -> MetricCollection:
     """Make the metrics of a task; scores are probabilities (B, C), of the second class (B,) where there are two."""
     count = spec.num_outputs
     metrics: Mapping[str, Metric]
     if spec.task == "regression":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Spearman's ranks need all values in memory
+            spearman = SpearmanCorrCoef(num_outputs=count)
         metrics = {
             "mse": MeanSquaredError(),
             "pearson": PearsonCorrCoef(num_outputs=count),
-            "spearman": SpearmanCorrCoef(num_outputs=count),
+            "spearman": spearman,
             "r2": R2Score(),
         }
     elif spec.task == "multilabel":
         metrics = {
-            "mcc": MultilabelMatthewsCorrCoef(count),
+            "mcc": _MeanMatthewsCorrCoef(count),
             "f1": MultilabelF1Score(count),
             "auroc": MultilabelAUROC(count),
             "auprc": MultilabelAveragePrecision(count),
