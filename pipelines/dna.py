@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from vertebra.errors import ConfigError, DataError
 from vertebra.pipelines import figures
-from vertebra.pipelines.base import Bad, Item, Pipeline, Writer
+from vertebra.pipelines.base import Bad, Item, Pipeline, Writer, as_bad
 from vertebra.pipelines.catalog import verb
 from vertebra.pipelines.files import BadRecord, Outputs
 from vertebra.pipelines.prediction import Prediction
@@ -170,10 +170,10 @@ class DNAPipeline(Pipeline):
         while True:
             start = min(start, last)  # the last window ends with the record
             piece = sequence[start : start + self.window]
-            ids = self.tokenizer.encode(piece)
-            if len(ids) == 0:
-                rule = f"has {len(piece)} bases, less than one token of the model"
-                bad(BadRecord(file=file, record=name, line=None, rule=rule, advice="leave it out"))
+            try:
+                ids = self.tokenizer.encode(piece)
+            except DataError as error:  # shorter than a token: only this record is bad
+                bad(as_bad(error, file=file, record=name))
                 return
             fresh = self.stride if start < last else len(piece)
             data = Window(ids, start, len(piece), length, start == 0, start == last)
