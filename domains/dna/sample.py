@@ -5,8 +5,8 @@ Nothing is copied from data; what is known of real promoters and genomes enters 
 - background: a Markov chain of order 1 whose transitions are base composition times the dinucleotide bias of *E. coli*
   (Karlin & Burge 1995, https://doi.org/10.1016/S0168-9525(00)89076-9, rounded), with a GC content that varies from
   sequence to sequence;
-- bacterial promoters: -35 and -10 boxes with the base frequencies of Lisser & Margalit 1993
-  (https://doi.org/10.1093/nar/21.7.1507), 15 to 19 bases apart, and A or G at the start site;
+- bacterial promoters: -35 and -10 boxes, whose consensus bases are drawn as often as Lisser & Margalit 1993 count them
+  (https://doi.org/10.1093/nar/21.7.1507) and are any base otherwise, 15 to 19 bases apart, and A or G at the start;
 - eukaryotic promoters: a TATA box and an initiator after Bucher 1990
   (https://doi.org/10.1016/0022-2836(90)90223-9), each in three of four promoters.
 

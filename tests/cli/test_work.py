@@ -34,7 +34,7 @@ class ToyPipeline:
 
 @pytest.fixture
 def toy_pipeline(monkeypatch):
-    info = PipelineInfo("toy/run", "Run a toy", "toys", "CSV", "", "toys", "ToyPipeline")
+    info = PipelineInfo("toy/run", "Run a toy", "toys", "CSV", "", (), "toys", "ToyPipeline")
     monkeypatch.setattr("vertebra.cli.work.pipelines", lambda: {"toy/run": info})
     monkeypatch.setattr("vertebra.pipelines.base.pipeline_class", lambda name: ToyPipeline)
     ToyPipeline.calls.clear()
