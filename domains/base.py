@@ -30,7 +30,7 @@ from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
 from vertebra.domains.saving import class_path, import_class
 from vertebra.domains.spec import DataSpec
-from vertebra.errors import ConfigError, DataError, LoadError
+from vertebra.errors import ConfigError, DataError, LoadError, VertebraError
 
 __all__ = ["BaseData", "BaseTask", "DomainModel", "Items", "PredictionWriter", "load_task", "read_checkpoint"]
 
@@ -126,12 +126,8 @@ class BaseData(pl.LightningDataModule, ABC):
         self._read |= splits | self._splits.keys()
 
     def _model_spec(self) -> DataSpec | None:
-        trainer = self.trainer
-        task = getattr(trainer, "lightning_module", None)
-        if isinstance(task, BaseTask) and task.spec is not None:
-            return task.spec
-        path = getattr(trainer, "ckpt_path", None)
-        return DataSpec.from_dict(read_checkpoint(path)["spec"]) if path else None
+        task = getattr(self.trainer, "lightning_module", None)
+        return task.spec if isinstance(task, BaseTask) else None
 
     def items(self, split: Split) -> Items:
         """Items of a split.
@@ -231,6 +227,8 @@ class BaseTask(pl.LightningModule, ABC):
         self.init_from, self.init_parts = init_from, init_parts
         self.freeze_backbone, self.unfreeze_at = freeze_backbone, unfreeze_at
         self.load_report: LoadReport | None = None
+        self._initial_error: VertebraError | None = None
+        self._loader_states: list[dict[str, Any]] = []
         given = {**self._given, "backbone": self.backbone_config, "optimizer": self.optimizer_config}
         self.save_hyperparameters({k: _plain(v) for k, v in given.items()}, logger=False)
 
@@ -258,21 +256,25 @@ class BaseTask(pl.LightningModule, ABC):
     def build(self, spec: DataSpec) -> None:
         """Build model and metrics for data of this spec."""
         self.model = self.build_model(self.backbone_config.build(), spec)
+        if self.freeze_backbone and self.unfreeze_at is None:
+            self.model.backbone.requires_grad_(False)  # now: DDP waits for the gradients of all that need one
         self.build_metrics(spec)
 
     def configure_model(self) -> None:
-        """Build the model once, with initial weights unless a checkpoint will bring them."""
+        """Build the model once, with initial weights for a training."""
         if self.is_built:
             return
         data = getattr(self.trainer, "datamodule", None)
-        resuming = self.trainer.ckpt_path is not None
         if not isinstance(data, BaseData):
             raise ConfigError(
                 f"{type(self).__name__}: the model is built from the data; give the trainer a datamodule."
             )
         self.build(data.spec)
-        if not resuming:
-            self.load_initial()
+        if self.trainer.state.fn == "fit":
+            try:
+                self.load_initial()
+            except VertebraError as e:  # no matter where a checkpoint follows, which is not known yet
+                self._initial_error = e
 
     def load_initial(self) -> None:
         """Load the weights of a pretrained backbone or of ``init_from``, and print what was loaded."""
@@ -304,6 +306,8 @@ class BaseTask(pl.LightningModule, ABC):
                 f"{type(self).__name__}: the checkpoint and the data must agree, got {'; '.join(differing)} "
                 "(checkpoint and data); use the data of the checkpoint, or --model.init_args.init_from for its weights."
             )
+        loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._loader_states = loop.get("combined_loader", [])
 
     # ------------------------------------------------------------ training
 
@@ -319,9 +323,19 @@ class BaseTask(pl.LightningModule, ABC):
         return self.freeze_backbone and (self.unfreeze_at is None or self.current_epoch < self.unfreeze_at)
 
     def on_fit_start(self) -> None:
-        """Freeze the backbone, where it is for the whole run."""
-        if self.freeze_backbone and self.unfreeze_at is None:
-            self.model.backbone.requires_grad_(False)
+        """Refuse a training whose initial weights could not be loaded."""
+        if self._initial_error is not None and self.trainer.ckpt_path is None:
+            raise self._initial_error
+
+    def on_train_start(self) -> None:
+        """Put the loader where the checkpoint left it.
+
+        Lightning does not when the schedule has asked for the length of the run, and so for the loader, before.
+        """
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, BatchLoader) and len(self._loader_states) == 1:
+            loader.load_state_dict(self._loader_states[0])
+        self._loader_states = []
 
     def on_train_epoch_start(self) -> None:
         """A frozen backbone runs without dropout."""

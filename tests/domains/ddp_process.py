@@ -1,0 +1,53 @@
+"""Train, test and predict with as many processes as asked; rank 0 writes the numbers. Used by test_base.py."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from vertebra.domains.base import PredictionWriter
+from vertebra.domains.dna.data import DNASequenceData
+from vertebra.domains.dna.task import DNAClassificationTask
+
+
+def run(folder: Path, devices: int, *, frozen: bool = False) -> None:
+    pl.seed_everything(0, verbose=False)
+    data = DNASequenceData(
+        file=str(folder / "train.csv"),
+        val_file=str(folder / "val.csv"),
+        test_file=str(folder / "val.csv"),
+        predict_file=str(folder / "val.csv"),
+        reverse_complement=0.5,
+        batch_size=8 // devices,
+    )
+    task = DNAClassificationTask("hybrid_test", dropout=0.0, freeze_backbone=frozen)
+    out = folder / f"{devices}{'-frozen' if frozen else ''}"
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        callbacks=[PredictionWriter(out / "predictions.csv")],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(task, datamodule=data)
+    numbers = dict(trainer.callback_metrics)
+    trainer.test(task, datamodule=data, verbose=False)
+    numbers |= trainer.callback_metrics
+    trainer.predict(task, datamodule=data, return_predictions=False)
+    if trainer.is_global_zero:
+        (out / "numbers.json").write_text(json.dumps({k: v.item() for k, v in numbers.items()}))
+        torch.save(task.model.state_dict(), out / "weights.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    run(Path(sys.argv[1]), int(sys.argv[2]))
+    run(Path(sys.argv[1]), int(sys.argv[2]), frozen=True)
