@@ -16,6 +16,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -131,6 +132,10 @@ def main() -> None:
         jobs = [(args, fold, seed) for fold in range(args.folds) for seed in range(args.members)]
         with multiprocessing.get_context("spawn").Pool(args.processes) as pool:
             results = pool.map(train, jobs, chunksize=1)
+            pool.close()
+            pool.join()
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = (used.ru_utime + used.ru_stime) / 60
         minutes = (time.perf_counter() - start) / 60
     rows = [("majority class", [0.0] * args.folds)] + ([] if args.no_baselines else list(baselines(args).items()))
     by_fold = [[r for r in results if r["fold"] == fold] for fold in range(args.folds)]
@@ -140,7 +145,9 @@ def main() -> None:
         means = [mcc(rs[0]["truth"], np.mean([r["scores"] for r in rs], axis=0) >= 0.5) for rs in by_fold]
         rows.append((f"{args.backbone}, mean of {args.members} models", means))
     start_from = f", from {args.init_from}" if args.init_from else ""
-    print(f"{args.species}, {args.split} folds{start_from}, {minutes:.1f} minutes with {args.processes} processes")
+    print(
+        f"{args.species}, {args.split} folds{start_from}: {minutes:.1f} minutes, {cpu:.1f} CPU minutes, {args.processes} processes"
+    )
     print(f"validation MCC {np.mean([r['val'] for r in results]):.3f}")
     print("\n| model | " + " | ".join(f"fold {f}" for f in range(args.folds)) + " | mean MCC | spread (std) |")
     print("| --- |" + " ---: |" * (args.folds + 2))
