@@ -145,9 +145,8 @@ def main() -> None:
         means = [mcc(rs[0]["truth"], np.mean([r["scores"] for r in rs], axis=0) >= 0.5) for rs in by_fold]
         rows.append((f"{args.backbone}, mean of {args.members} models", means))
     start_from = f", from {args.init_from}" if args.init_from else ""
-    print(
-        f"{args.species}, {args.split} folds{start_from}: {minutes:.1f} minutes, {cpu:.1f} CPU minutes, {args.processes} processes"
-    )
+    cost = f"{minutes:.1f} minutes, {cpu:.1f} CPU minutes, {args.processes} processes"
+    print(f"{args.species}, {args.split} folds{start_from}: {cost}")
     print(f"validation MCC {np.mean([r['val'] for r in results]):.3f}")
     print("\n| model | " + " | ".join(f"fold {f}" for f in range(args.folds)) + " | mean MCC | spread (std) |")
     print("| --- |" + " ---: |" * (args.folds + 2))

@@ -12,6 +12,7 @@ import io
 import re
 import tempfile
 import zipfile
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class DNAPipeline(Pipeline):
         if not 1 <= self.stride <= self.window:
             raise ConfigError(f"{self.name}: stride must be from 1 to the window ({self.window} bases), got {stride}.")
         self.max_length = max_length
-        self._parts: list[tuple[Window, Prediction]] = []
+        self._begin_record()
 
     def default_stride(self) -> int:
         """Bases from window to window when the user names none."""
@@ -148,20 +149,40 @@ class DNAPipeline(Pipeline):
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Collect the windows of a record; a record with a bad window is bad."""
         window: Window = item.data
+        if window.first and window.last:
+            return part
         if window.first:
-            self._parts, self._broken = [], False
+            self._begin_record()
         if part is None:
             self._broken = True
         else:
-            self._parts.append((window, part))
+            self._starts.append(window.start)
+            self._rows.frombytes(self.row(part).tobytes())
         if not window.last or self._broken:
             return None
-        parts, self._parts = self._parts, []
-        return self.merge(item.record, parts)
+        starts = np.array(self._starts)
+        rows = np.array(self._rows).reshape(len(starts), -1)
+        self._begin_record()
+        return self.merge(item.record, window.length, starts, rows)
 
-    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
-        """Make one prediction of a record's windows."""
+    def row(self, part: Prediction) -> NDArray[np.float32]:
+        """Return the numbers of a window that ``merge`` needs, shape (C,)."""
         raise TypeError(f"{type(self).__name__} does not join windows.")
+
+    def merge(self, name: str, length: int, starts: NDArray[np.int64], rows: NDArray[np.float32]) -> Prediction:
+        """Make one prediction of a record's windows, all of ``window`` bases.
+
+        Args:
+            name: Of the record.
+            length: Of the record, in bases.
+            starts: First base of each window, shape (W,).
+            rows: What ``row`` gave for each, shape (W, C).
+        """
+        raise TypeError(f"{type(self).__name__} does not join windows.")
+
+    def _begin_record(self) -> None:
+        # A chromosome has millions of windows: their numbers alone are kept, not their ids and predictions.
+        self._starts, self._rows, self._broken = array("q"), array("f"), False
 
     def _windows(self, file: str, name: str, sequence: str, bad: Bad) -> Iterator[Item]:
         length = len(sequence)
@@ -295,22 +316,23 @@ class Classify(DNAPipeline):
             for item, row in zip(items, scores.cpu().numpy(), strict=True)
         ]
 
-    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
+    def row(self, part: Prediction) -> NDArray[np.float32]:
+        """Scores of a window."""
+        return np.array(list(part.scores.values()), dtype=np.float32)
+
+    def merge(self, name: str, length: int, starts: NDArray[np.int64], rows: NDArray[np.float32]) -> Prediction:
         """Mean scores over the windows of a record; the windows' own scores stay in ``details``."""
-        if len(parts) == 1:
-            return parts[0][1]
-        table = np.array([list(p.scores.values()) for _, p in parts], dtype=np.float32)  # (windows, C)
-        starts = np.array([window.start for window, _ in parts])
-        best = int(table[:, self.outputs_of_model.index(self.target)].argmax())
+        curve = rows[:, self.outputs_of_model.index(self.target)]
+        best = int(curve.argmax())
         details = {
-            "length": parts[0][0].length,
+            "length": length,
             "starts": starts,
             "window": self.window,
-            "window_scores": table,
+            "window_scores": rows,
             "best_start": int(starts[best]),
-            "best_score": float(table[best, self.outputs_of_model.index(self.target)]),
+            "best_score": float(curve[best]),
         }
-        return self._prediction(name, table.mean(0), details)
+        return self._prediction(name, rows.mean(0, dtype=np.float64).astype(np.float32), details)
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the table of records."""
@@ -393,7 +415,7 @@ class _ClassifyWriter(Writer):
             named = ["file"] * self.several_files
             self.windows.writerow([*named, "name", "start", "end", *self.pipeline.outputs_of_model])
         details = prediction.details
-        for start, row in zip(details["starts"].tolist(), details["window_scores"], strict=True):
+        for start, row in zip(map(int, details["starts"]), details["window_scores"], strict=True):
             end = min(start + details["window"], details["length"])
             file = [item.file] * self.several_files
             self.windows.writerow([*file, prediction.name, start, end, *(f"{s:.6g}" for s in row)])
@@ -417,7 +439,7 @@ class _ClassifyWriter(Writer):
 class Embed(DNAPipeline):
     """One vector a sequence, float32: of a language model the mean of its states, of a classifier what its head reads.
 
-    The vector of a long record is the mean over its windows, side by side, weighted by their bases.
+    The vector of a long record is the mean over its windows: side by side, the last one ending with the record.
     """
 
     endings = (".npz", ".parquet")
@@ -444,12 +466,14 @@ class Embed(DNAPipeline):
             for item, row in zip(items, rows, strict=True)
         ]
 
-    def merge(self, name: str, parts: list[tuple[Window, Prediction]]) -> Prediction:
-        """Mean over the windows of a record, weighted by their bases."""
-        rows = np.stack([p.value for _, p in parts])
-        weights = np.array([window.bases for window, _ in parts], dtype=np.float64)
-        vector = (rows * (weights / weights.sum())[:, None]).sum(0).astype(np.float32)
-        return Prediction(vector, name=name, details=parts[0][1].details, label="embedding")
+    def row(self, part: Prediction) -> NDArray[np.float32]:
+        """Vector of a window."""
+        return np.asarray(part.value, dtype=np.float32)
+
+    def merge(self, name: str, length: int, starts: NDArray[np.int64], rows: NDArray[np.float32]) -> Prediction:
+        """Mean over the windows of a record."""
+        vector = rows.mean(0, dtype=np.float64).astype(np.float32)
+        return Prediction(vector, name=name, details={"length": length}, label="embedding")
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the output in the format of its ending."""

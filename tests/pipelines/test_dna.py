@@ -17,6 +17,7 @@ from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.saving import save_model
 from vertebra.errors import ConfigError, DataError
 from vertebra.pipelines.base import pipeline
+from vertebra.pipelines.dna import Classify
 from vertebra.tokenizers.nucleotide import KmerTokenizer, NucleotideTokenizer, reverse_complement_string
 
 TOKENIZER = NucleotideTokenizer()
@@ -138,6 +139,25 @@ def test_stride_window_and_figures(model, tmp_path):
     found = [(w["name"], int(w["start"])) for w in rows(tmp_path / "out.csv.windows.csv")]
     assert found == [(n, s) for n in ("s0", "s1") for s in (0, 60, 70)]
     assert [p.name for p in tmp_path.glob("*.png")] == ["out.csv.1.s0.png"]
+
+
+def test_windows_of_a_long_record_take_little_memory(model, tmp_path):
+    class Constant(Classify):
+        def predict(self, items):
+            row = np.array([0.25, 0.75], dtype=np.float32)
+            return [self._prediction(item.record, row, {"length": item.data.length}) for item in items]
+
+    peaks = []
+    for length in (50_000, 250_000):
+        path = fasta(tmp_path, sequences(length))
+        classify = Constant(model, stride=10, figures=0)
+        tracemalloc.start()
+        try:
+            assert classify.run([path], tmp_path / "out.csv").good == 1
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[1] - peaks[0]) / 20_000 < 200  # bytes a window; ids and predictions kept would be 1,600
 
 
 def test_threshold_and_target(model):
