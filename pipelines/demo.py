@@ -55,7 +55,7 @@ def demo_dna(samples: Path, results: Path, report: Report) -> None:
 
     genome, scan = samples / "genome.fa", results / "genome.csv"
     pipeline("dna/classify", stride=8).run([genome], scan)
-    sites = _bed_starts(samples / "genome.bed")
+    sites = _bed_middles(samples / "genome.bed")
     report.section("dna/classify: a genome in windows").code(f"vertebra run dna/classify {genome} -o {scan} --stride 8")
     starts, curve, width, name = _windows(results / "genome.csv.windows.csv")
     caption = f"Promoter score along {name}; triangles are the promoters that the sample planted."
@@ -106,11 +106,10 @@ def _binary_metrics(truth: np.ndarray, scores: np.ndarray) -> list[tuple[str, fl
     ]
 
 
-def _bed_starts(path: Path) -> list[int]:
-    """First bases of the intervals of a BED file."""
-    return [
-        int(line.split("\t")[1]) for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("#", "")
-    ]
+def _bed_middles(path: Path) -> list[int]:
+    """Middles of the intervals of a BED file, where the scores of windows are drawn too."""
+    lines = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("#", ""))
+    return [(int(fields[1]) + int(fields[2])) // 2 for fields in lines]
 
 
 def _windows(path: Path) -> tuple[np.ndarray, np.ndarray, int, str]:

@@ -273,6 +273,12 @@ class Classify(DNAPipeline):
         )
         if not 0 <= threshold <= 1:
             raise ConfigError(f"{self.name}: threshold must be from 0 to 1, got {threshold}.")
+        chosen = self.spec.task == "multilabel" or (self.spec.task == "classification" and len(self.spec.classes) == 2)
+        if threshold != 0.5 and not chosen:
+            raise ConfigError(
+                f"{self.name}: threshold={threshold} has no meaning for this model ({self.spec.task}, "
+                f"{self.spec.num_outputs} outputs); leave it out."
+            )
         self.outputs_of_model = self.spec.targets if self.spec.task == "regression" else self.spec.classes
         self.target = target or self.outputs_of_model[-1]
         if self.target not in self.outputs_of_model:

@@ -402,3 +402,9 @@ def test_a_record_of_200_megabases_is_refused_without_being_held(model, tmp_path
     assert [r["name"] for r in rows(tmp_path / "out.csv")] == ["good", "after"]
     assert result.bad == 1
     assert peak < 64e6
+
+
+def test_a_threshold_without_meaning_is_refused(model):
+    numbers = made(task="regression", targets=("a",), target_mean=(0.0,), target_std=(1.0,), classes=())
+    with pytest.raises(ConfigError, match=r"threshold=0\.4 has no meaning for this model \(regression, 1 outputs\)"):
+        pipeline("dna/classify", numbers, threshold=0.4)
