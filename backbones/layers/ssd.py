@@ -89,9 +89,10 @@ def ssd(
     if initial_state is not None:
         state = initial_state.float().unflatten(1, (groups, -1))
     states = []
-    for i in range(chunks):
+    # unbind, not indexing: the gradient of every index is as large as all chunks
+    for decayed, new in zip(passing[..., None, None].unbind(1), added.unbind(1), strict=True):
         states.append(state)
-        state = passing[:, i, :, :, None, None] * state + added[:, i]
+        state = decayed * state + new
     before_chunk = torch.stack(states, dim=1)  # (B, C, G, R, P, N)
 
     off = c @ before_chunk.flatten(3, 4).transpose(-1, -2)  # (B, C, G, Q, R*P)
