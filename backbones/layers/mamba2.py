@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.mixer import Capabilities, Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.mixer import Capabilities, Carried, Growth, MixerState, TokenMixer
 from vertebra.backbones.layers.norm import GatedRMSNorm
-from vertebra.backbones.layers.ssd import ssd, ssd_matrix, ssd_step
+from vertebra.backbones.layers.ssd import Implementation, ssd, ssd_matrix, ssd_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Mamba2Shape:
         conv_bias: Whether the convolution has a bias.
         dt_limit: Step sizes are clamped to this range after softplus; None for no limits.
         norm_eps: Added to the mean square of the gated norm.
-        chunk_size: Positions a chunk of the scan; the result does not depend on it.
+        chunk_size: Positions a chunk of the scan, None for the fastest; the result does not depend on it.
     """
 
     inner_dim: int
@@ -42,7 +42,7 @@ class Mamba2Shape:
     conv_bias: bool = True
     dt_limit: tuple[float, float] | None = None
     norm_eps: float = 1e-5
-    chunk_size: int = 64
+    chunk_size: int | None = None
 
     @property
     def num_heads(self) -> int:
@@ -63,11 +63,12 @@ class Mamba2(TokenMixer):
         shape: Inner sizes.
     """
 
-    capabilities = Capabilities(bidirectional=False)
+    capabilities = Capabilities(bidirectional=False, carries=True)
 
     def __init__(self, dim: int, shape: Mamba2Shape) -> None:
         super().__init__()
         self.shape = shape
+        self.implementation: Implementation = "auto"
         self.in_proj = nn.Linear(dim, shape.inner_dim + shape.conv_dim + shape.num_heads, bias=False)
         self.conv1d = nn.Conv1d(
             shape.conv_dim, shape.conv_dim, shape.kernel, groups=shape.conv_dim, bias=shape.conv_bias
@@ -90,10 +91,26 @@ class Mamba2(TokenMixer):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
-        z, xbc, dt = self._project(x, layout.mask)
-        xbc = self._convolve(F.pad(xbc, (0, 0, self.shape.kernel - 1, 0)), layout.segments)
-        y, _ = self._scan(xbc, dt, layout.mask, None, layout.segments)
-        return self.out_proj(self.norm(y, z))
+        return self.carry(x, layout, None)[0]
+
+    def carry(self, x: Tensor, layout: Layout, carried: Carried | None) -> tuple[Tensor, Carried]:
+        """Map a piece; carried are the last columns before the convolution, the scan's state, and their sequences."""
+        mask, segments, taps = layout.mask, layout.segments, self.shape.kernel - 1
+        z, xbc, dt = self._project(x, mask)
+        ssm = ids = None
+        if carried is None:
+            columns = F.pad(xbc, (0, 0, taps, 0))  # before the convolution, (B, K-1+T, channels)
+            if segments is not None:
+                ids = F.pad(segments[:, None].float(), (taps, 0), mode="replicate")[:, 0].to(segments.dtype)
+        else:
+            columns, ssm = torch.cat([carried[0], xbc], dim=1), carried[1]
+            if segments is not None:
+                ids = torch.cat([carried[2], segments], dim=1)  # (B, K-1+T)
+                ssm = ssm * (ids[:, taps - 1] == ids[:, taps])[:, None, None, None]
+        y, ssm = self._scan(self._convolve(columns, ids), dt, mask, ssm, segments)
+        kept = columns[:, columns.shape[1] - taps :]
+        after = (kept, ssm) if ids is None else (kept, ssm, ids[:, ids.shape[1] - taps :])
+        return self.out_proj(self.norm(y, z)), after
 
     def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Mamba2State:
         """Make the empty state; its size does not depend on ``max_len``."""
@@ -105,11 +122,10 @@ class Mamba2(TokenMixer):
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
         assert isinstance(state, Mamba2State)
-        z, xbc, dt = self._project(x, mask)
-        columns = torch.cat([state.conv, xbc], dim=1)  # before the convolution, (B, K-1+T, channels)
-        state.conv = columns[:, columns.shape[1] - self.shape.kernel + 1 :].clone()
-        y, state.ssm = self._scan(self._convolve(columns, None), dt, mask, state.ssm, None)
-        return self.out_proj(self.norm(y, z))
+        layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
+        y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
+        state.conv = conv.clone()
+        return y
 
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Return the matrix (B, H, T, T), with the skip term on its diagonal, that maps the convolved x over time."""
@@ -126,18 +142,29 @@ class Mamba2(TokenMixer):
         z, xbc, dt = self.in_proj(x).split([s.inner_dim, s.conv_dim, s.num_heads], dim=-1)
         return z, xbc, dt
 
-    def _convolve(self, columns: Tensor, segments: Tensor | None) -> Tensor:
-        """Convolve (B, K-1+T, channels) to (B, T, channels), then SiLU; taps do not cross into another sequence."""
-        kernel = self.shape.kernel
-        if segments is None:
+    def _convolve(self, columns: Tensor, ids: Tensor | None) -> Tensor:
+        """Convolve (B, K-1+T, channels) to (B, T, channels), then SiLU; taps do not cross into another sequence.
+
+        Args:
+            columns: Input, the K-1 columns before the piece first.
+            ids: Packed sequence of every column, (B, K-1+T).
+        """
+        weight, bias = self.conv1d.weight, self.conv1d.bias  # (channels, 1, K)
+        taps, length = self.shape.kernel - 1, columns.shape[1] - self.shape.kernel + 1
+        if ids is None and length > 1 and columns.device.type == "cpu":
+            # As an image one pixel high whose channels are last, which is how the columns lie in memory.
+            image = columns.transpose(1, 2)[:, :, None]
+            y = F.conv2d(image, weight[:, :, None], bias, groups=weight.shape[0])
+            return F.silu(y[:, :, 0].transpose(1, 2))
+        if ids is None and length > 1:
             return F.silu(self.conv1d(columns.transpose(1, 2))).transpose(1, 2)
-        weight = self.conv1d.weight[:, 0]  # (channels, K)
-        length = columns.shape[1] - kernel + 1
-        y = columns[:, kernel - 1 :] * weight[:, -1]
-        for back in range(1, min(kernel, length)):
-            same = F.pad(segments[:, back:] == segments[:, :-back], (back, 0))[..., None]  # (B, T, 1)
-            y = y + columns[:, kernel - 1 - back : kernel - 1 - back + length] * weight[:, -1 - back] * same
-        return F.silu(y if self.conv1d.bias is None else y + self.conv1d.bias)
+        y = columns[:, taps:] * weight[:, 0, taps]
+        for back in range(1, taps + 1):
+            earlier = columns[:, taps - back : taps - back + length]
+            if ids is not None:
+                earlier = earlier * (ids[:, taps:] == ids[:, taps - back : taps - back + length])[..., None]
+            y = y + earlier * weight[:, 0, taps - back]
+        return F.silu(y if bias is None else y + bias)
 
     def _split(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (B, T, H, P), B and C (B, T, G, N)."""
@@ -164,10 +191,12 @@ class Mamba2(TokenMixer):
         a = -self.A_log.float().exp()
         if x.shape[1] == 1 and state is not None:
             y, state = ssd_step(x[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
-            y = y[:, None]
+            y = y[:, None] + x * self.D.to(x.dtype)[:, None]  # the skip's x is not multiplied by dt
         else:
-            y, state = ssd(x, dt, a, b, c, chunk_size=self.shape.chunk_size, initial_state=state, segments=segments)
-        y = y + x * self.D.to(x.dtype)[:, None]  # the skip's x is not multiplied by dt
+            y, state = ssd(
+                x, dt, a, b, c, D=self.D, chunk_size=self.shape.chunk_size, initial_state=state, segments=segments,
+                implementation=self.implementation,
+            )  # fmt: skip
         return y.flatten(2), state
 
 

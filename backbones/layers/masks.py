@@ -56,6 +56,11 @@ class Layout:
         flipped = [None if t is None else t.flip(1) for t in (self.mask, self.segments)]
         return dataclasses.replace(self, mask=flipped[0], segments=flipped[1], _dense={})
 
+    def piece(self, start: int, stop: int) -> Layout:
+        """Return the layout of the positions ``start`` .. ``stop`` - 1 alone."""
+        cut = [None if t is None else t[:, start:stop] for t in (self.mask, self.segments)]
+        return dataclasses.replace(self, length=stop - start, mask=cut[0], segments=cut[1], _dense={})
+
     def predicate(self, window: int | None = None) -> Predicate:
         """Return ``allowed(b, h, q, k)`` for one layer, bool in the broadcast shape.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vertebra.backbones.layers.masks import Layout
 
 Growth = Literal["constant", "ring", "linear"]
+Carried = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Capabilities:
         packed: It can keep packed sequences apart.
         needs_grid: It works on a 2-D grid only.
         max_length: Longest sequence, None for any.
+        carries: It has ``carry``: a long sequence can be read in pieces, each from what the one before left.
     """
 
     causal: bool = True
@@ -31,6 +33,7 @@ class Capabilities:
     packed: bool = True
     needs_grid: bool = False
     max_length: int | None = None
+    carries: bool = False
 
 
 class MixerState(ABC):
@@ -60,6 +63,19 @@ class TokenMixer(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
+
+    def carry(self, x: Tensor, layout: Layout, carried: Carried | None) -> tuple[Tensor, Carried]:
+        """Map a piece x (B, T, D) of longer sequences to (B, T, D), with gradients from piece to piece.
+
+        Args:
+            x: The piece.
+            layout: Of the piece alone.
+            carried: What the piece before left; None for the first one.
+
+        Returns:
+            The output (B, T, D), and what the next piece needs.
+        """
+        raise TypeError(f"{type(self).__name__} cannot read a sequence in pieces.")
 
     @abstractmethod
     def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> MixerState:
