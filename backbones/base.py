@@ -180,6 +180,18 @@ class Backbone(nn.Module, ABC):
         """
         raise ConfigError(f"{type(self).__name__} (causal={self.config.causal}) does not decode step by step.")
 
+    def set_recompute(self, recompute: bool, piece: int | None = None) -> None:
+        """Trade time for memory in training: keep little more than each layer's input, compute the rest again.
+
+        Args:
+            recompute: Whether to.
+            piece: Positions that are worked on at a time; None for what suits the device.
+
+        Raises:
+            ConfigError: This family cannot.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot recompute its layers; train it with recompute=false.")
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters with two or more axes that weight decay must leave alone."""
         return set()

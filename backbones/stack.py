@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vertebra.backbones.base import Backbone, BackboneConfig, State
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.mixer import MixerState, TokenMixer
+from vertebra.backbones.layers.mixer import Carried, MixerState, TokenMixer
 from vertebra.errors import ConfigError, ShapeError
+
+PIECE_FLOATS = 1 << 21
+"""Floats of a block's widest features that a CPU works on at a time: 8 MiB, so that they stay in its cache."""
+SHORTEST_PIECE = 128
+DEVICE_PIECE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +59,21 @@ class StackConfig(BackboneConfig):
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x)).
 
+    Where no gradient is asked for, a long sequence goes through the block in pieces: a mixer that carries takes what
+    the piece before left, and the MLP needs nothing. With ``recompute`` a training does so too: the pieces keep their
+    input alone and are computed again in the backward pass. The numbers are those of one pass.
+
     Args:
         mixer: Token mixer.
         mlp: Channel mixer; None for a block without one.
         norm: Makes one norm.
         dropout: Share of the branches' outputs that is zeroed in training.
         drop_path: Share of items for which a branch is skipped in training.
+
+    Attributes:
+        piece: Positions of a piece; None for what fits the cache of a CPU, elsewhere 8,192 under ``recompute``.
+        recompute: Trade time for memory in training (https://arxiv.org/abs/1604.06174): about a third more time, and
+            a layer keeps little more than its input.
     """
 
     def __init__(
@@ -76,28 +91,72 @@ class Block(nn.Module):
         self.mlp = mlp
         self.dropout = nn.Dropout(dropout)
         self.drop_path = drop_path
+        self.widest = max((m.out_features for m in self.modules() if isinstance(m, nn.Linear)), default=1)
+        self.piece: int | None = None
+        self.recompute = False
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
-        x = x + self._branch(self.mixer(self.norm1(x), layout))
-        return self._channels(x)
+        keep = self._keep(x)
+        piece = self._piece_length(x)
+        if piece >= x.shape[1]:
+            return self._channels(self._mix(x, layout, keep), keep)
+        pieces = x.split(piece, dim=1)
+        if not self.mixer.capabilities.carries or not layout.causal:
+            pieces = self._again(self._mix, x, layout, keep).split(piece, dim=1)
+            return torch.cat([self._again(self._channels, part, keep) for part in pieces], dim=1)
+        outputs, carried = [], None
+        for number, part in enumerate(pieces):
+            here = layout.piece(number * piece, number * piece + part.shape[1])
+            part, carried = self._again(self._carry, part, here, carried, keep)
+            outputs.append(part)
+        return torch.cat(outputs, dim=1)
 
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
         x = x + self.mixer.step(self.norm1(x), state, mask)
-        return self._channels(x)
+        return self._channels(x, None)
 
-    def _channels(self, x: Tensor) -> Tensor:
+    def _piece_length(self, x: Tensor) -> int:
+        whole: int = x.shape[1]
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not self.recompute):
+            return whole  # a compiler sees no loop; autograd would keep all pieces anyway
+        if self.piece is not None:
+            longest = self.piece
+        elif x.device.type == "cpu":
+            longest = max(SHORTEST_PIECE, PIECE_FLOATS // (x.shape[0] * self.widest))
+        else:
+            longest = DEVICE_PIECE if self.recompute else whole
+        return -(-whole // -(-whole // longest))  # evenly
+
+    def _again(self, run: Callable[..., Any], *args: Any) -> Any:
+        """Call ``run``; under autograd keep its inputs alone and call it again in the backward pass."""
+        if not torch.is_grad_enabled():
+            return run(*args)
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=self.training)
+
+    def _mix(self, x: Tensor, layout: Layout, keep: Tensor | None) -> Tensor:
+        return x + self._branch(self.mixer(self.norm1(x), layout), None if keep is None else keep[0])
+
+    def _carry(self, x: Tensor, layout: Layout, carried: Carried | None, keep: Tensor | None) -> tuple[Tensor, Carried]:
+        y, carried = self.mixer.carry(self.norm1(x), layout, carried)
+        return self._channels(x + self._branch(y, None if keep is None else keep[0]), keep), carried
+
+    def _channels(self, x: Tensor, keep: Tensor | None) -> Tensor:
         if self.mlp is None or self.norm2 is None:
             return x
-        return x + self._branch(self.mlp(self.norm2(x)))
+        return x + self._branch(self.mlp(self.norm2(x)), None if keep is None else keep[1])
 
-    def _branch(self, y: Tensor) -> Tensor:
+    def _branch(self, y: Tensor, keep: Tensor | None) -> Tensor:
         y = self.dropout(y)
-        if self.drop_path and self.training:
-            keep = torch.rand(y.shape[0], 1, 1, device=y.device) >= self.drop_path
-            y = y * keep / (1 - self.drop_path)
-        return y
+        return y if keep is None else y * keep
+
+    def _keep(self, x: Tensor) -> Tensor | None:
+        """Draw which items keep which branch, and by how much they grow for it: (2, B, 1, 1)."""
+        if not self.drop_path or not self.training:
+            return None
+        keep = torch.rand(2, x.shape[0], 1, 1, device=x.device) >= self.drop_path
+        return keep / (1 - self.drop_path)
 
 
 class StackState(State):
@@ -199,6 +258,14 @@ class SequenceBackbone(Backbone):
             assert isinstance(layer, Block)
             x = layer.step(x, layer_state, mask)
         return self.norm(x)
+
+    def set_recompute(self, recompute: bool, piece: int | None = None) -> None:
+        """Trade time for memory in training; see ``Backbone.set_recompute`` and ``Block``."""
+        if piece is not None and piece < 1:
+            raise ConfigError(f"{type(self).__name__}.set_recompute: piece must be at least 1, got {piece}.")
+        for block in self.layers:
+            assert isinstance(block, Block)
+            block.recompute, block.piece = recompute, piece
 
     def _mixer(self, index: int) -> TokenMixer:
         block = self.layers[index]

@@ -92,6 +92,50 @@ def test_gradient_reaches_every_parameter(name, causal):
     assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+@every_form
+@pytest.mark.parametrize("kind", ["plain", "padded", "packed"])
+def test_pieces_change_nothing(name, causal, kind):
+    """Long sequences are read in pieces, with carried state; in training they are recomputed."""
+    backbone = build(name, causal)
+    x = torch.randn(2, 50, backbone.config.dim, requires_grad=True)
+    options = {}
+    if kind == "padded":
+        options["mask"] = torch.ones(2, 50, dtype=torch.bool)
+        options["mask"][0, :13] = options["mask"][1, 40:] = False
+    elif kind == "packed":
+        options["segments"] = (torch.arange(50) > torch.tensor([[16], [30]])).long() + (torch.arange(50) > 33)
+    real = options.get("mask", torch.ones(2, 50, dtype=torch.bool))
+
+    def outcome():
+        backbone.zero_grad()
+        y = backbone(x, **options)[real]
+        (grad,) = torch.autograd.grad(y.pow(2).sum(), x, retain_graph=True)
+        y.pow(2).sum().backward()
+        return [y, grad, *(p.grad.clone() for p in backbone.parameters())]
+
+    whole = outcome()
+    backbone.set_recompute(True, piece=17)
+    torch.testing.assert_close(outcome(), whole, atol=2e-4, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x, **options)[real], whole[0], atol=1e-5, rtol=1e-5)
+
+
+@every_preset
+def test_recompute_keeps_dropout_and_skipped_branches(name):
+    backbone = build(f"{name},dropout=0.3,drop_path=0.5", True).train()
+    x = torch.randn(3, 40, backbone.config.dim)
+    backbone.set_recompute(True, piece=11)
+    torch.manual_seed(1)
+    backbone(x).pow(2).sum().backward()
+    grads = [p.grad.clone() for p in backbone.parameters()]
+    for block in backbone.layers:  # the same draws without recomputing
+        block._again = lambda run, *args: run(*args)
+    backbone.zero_grad()
+    torch.manual_seed(1)
+    backbone(x).pow(2).sum().backward()
+    torch.testing.assert_close([p.grad for p in backbone.parameters()], grads, atol=1e-5, rtol=1e-5)
+
+
 @every_preset
 @pytest.mark.parametrize("prompt", [1, 2, 37])
 def test_step_equals_forward(name, prompt):
