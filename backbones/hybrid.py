@@ -1,9 +1,10 @@
-"""Hybrid of Mamba-2 and attention, in any pattern of layers.
+"""Hybrid of Mamba-2, Mamba-1 and attention, in any pattern of layers.
 
 Sources: Mamba-2 (https://arxiv.org/abs/2405.21060) and HybriDNA (https://arxiv.org/abs/2502.10807), whose layout is
 the presets': one attention layer in every eight, no positional encoding, SwiGLU after every mixer. With
-``pattern="M"`` and ``hidden_dim=0`` it is plain Mamba-2; with ``rope_fraction=0.5`` it is Bamba. Beyond the papers:
-an encoder form (causal=False) in which a second Mamba-2 reads each sequence from its end.
+``pattern="M"`` and ``hidden_dim=0`` it is plain Mamba-2; with ``rope_fraction=0.5`` it is Bamba; with ``pattern="S"``
+and ``hidden_dim=0`` it is Mamba-1 (https://arxiv.org/abs/2312.00752). Beyond the papers: an encoder form
+(causal=False) in which a second Mamba-2 reads each sequence from its end.
 
 Shapes: B batch, T positions, D width.
 """
@@ -19,6 +20,7 @@ from torch import nn
 
 from vertebra.backbones.base import preset
 from vertebra.backbones.layers.attention import Attention, Rope
+from vertebra.backbones.layers.mamba1 import Mamba1, Mamba1Shape
 from vertebra.backbones.layers.mamba2 import BidirectionalMamba2, Mamba2, Mamba2Shape
 from vertebra.backbones.layers.mixer import TokenMixer
 from vertebra.backbones.layers.mlp import SwiGLU
@@ -32,14 +34,17 @@ class HybridConfig(StackConfig):
     """Structure of a hybrid stack.
 
     Args:
-        pattern: One letter a layer, M for Mamba-2 and A for attention, repeated to ``depth``: ``MMMMAMMM``.
+        pattern: One letter a layer, M for Mamba-2, S for Mamba-1 (causal only) and A for attention, repeated to
+            ``depth``: ``MMMMAMMM``.
         hidden_dim: Inner width of SwiGLU after every mixer; 0 for none.
-        expand: Inner width of Mamba-2 as a multiple of dim.
+        expand: Inner width of Mamba-2 and Mamba-1 as a multiple of dim.
         mamba_head_dim: Width of a Mamba-2 head.
         mamba_groups: Groups of Mamba-2 heads that share B and C.
-        state_dim: State width N.
-        conv_kernel: Taps of Mamba-2's causal convolution.
-        dt_limit: Range that step sizes are clamped to; None for none.
+        state_dim: State width of Mamba-2.
+        s6_state_dim: State width of Mamba-1.
+        dt_rank: Width from which Mamba-1's step sizes are projected; 0 for dim / 16, rounded up.
+        conv_kernel: Taps of the causal convolution of Mamba-2 and Mamba-1.
+        dt_limit: Range that Mamba-2's step sizes are clamped to; None for none.
         num_heads: Query heads of attention layers; the head width is dim / num_heads.
         num_kv_heads: Key-value heads, a divisor of num_heads; 0 for as many as query heads.
         window: Window of attention layers: one number, or a list repeated over all layers; 0 for none.
@@ -57,6 +62,8 @@ class HybridConfig(StackConfig):
     mamba_head_dim: int = 64
     mamba_groups: int = 1
     state_dim: int = 128
+    s6_state_dim: int = 16
+    dt_rank: int = 0
     conv_kernel: int = 4
     dt_limit: tuple[float, float] | None = None
     num_heads: int = 8
@@ -70,9 +77,21 @@ class HybridConfig(StackConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.pattern or set(self.pattern) - {"M", "A"}:
-            raise ConfigError(f"HybridConfig: pattern must be letters M and A, as in 'MMMMAMMM', got {self.pattern!r}.")
-        if (self.expand * self.dim) % (self.mamba_head_dim * self.mamba_groups):
+        if not self.pattern or set(self.pattern) - {"M", "S", "A"}:
+            raise ConfigError(
+                f"HybridConfig: pattern must be letters M, S and A, as in 'MMMMAMMM', got {self.pattern!r}."
+            )
+        if "S" in self.layout:
+            if not self.causal:
+                raise ConfigError(
+                    f"HybridConfig: S in pattern ({self.pattern!r}) is causal only; use M with causal=False."
+                )
+            if self.dt_rank < 0 or self.s6_state_dim < 1:
+                raise ConfigError(
+                    f"HybridConfig: dt_rank must be at least 0 and s6_state_dim at least 1, got {self.dt_rank} and "
+                    f"{self.s6_state_dim}."
+                )
+        if "M" in self.layout and (self.expand * self.dim) % (self.mamba_head_dim * self.mamba_groups):
             raise ConfigError(
                 f"HybridConfig: expand * dim ({self.expand * self.dim}) must be a multiple of mamba_head_dim * "
                 f"mamba_groups ({self.mamba_head_dim * self.mamba_groups})."
@@ -107,7 +126,7 @@ class HybridConfig(StackConfig):
 
 
 class Hybrid(SequenceBackbone):
-    """Pre-norm blocks of Mamba-2 or attention, each followed by SwiGLU."""
+    """Pre-norm blocks of Mamba-2, Mamba-1 or attention, each followed by SwiGLU."""
 
     config: HybridConfig
 
@@ -118,7 +137,7 @@ class Hybrid(SequenceBackbone):
         windows, drop_paths = config.per_layer(config.window), config.drop_paths()
         blocks = [
             Block(
-                _attention(config, windows[i] or None) if letter == "A" else _mamba2(config),
+                _mixer(config, letter, windows[i] or None),
                 SwiGLU(config.dim, config.hidden_dim) if config.hidden_dim else None,
                 norm,
                 config.dropout,
@@ -138,15 +157,32 @@ class Hybrid(SequenceBackbone):
         | projections | uniform within 1/sqrt(inputs) |
         | last projection of each branch | the same, divided by sqrt(number of branches) |
         | biases of attention | none |
-        | dt_bias, A_log, D | see ``Mamba2.reset_dynamics`` |
+        | dt_bias, dt_proj, A_log, D | see ``Mamba2.reset_dynamics`` and ``Mamba1.reset_dynamics`` |
         | norms | 1 |
         """
         branches = self.config.depth * (2 if self.config.hidden_dim else 1)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            last = name.rpartition(".")[2]
+            if isinstance(module, nn.Linear) and last != "dt_proj":
                 nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-                if name.rpartition(".")[2] in ("out_proj", "down_proj", "proj"):
+                if last in ("out_proj", "down_proj", "proj"):
                     module.weight /= math.sqrt(branches)
+
+
+def _mixer(config: HybridConfig, letter: str, window: int | None) -> TokenMixer:
+    if letter == "A":
+        return _attention(config, window)
+    return _mamba1(config) if letter == "S" else _mamba2(config)
+
+
+def _mamba1(config: HybridConfig) -> TokenMixer:
+    shape = Mamba1Shape(
+        inner_dim=config.expand * config.dim,
+        dt_rank=config.dt_rank or -(-config.dim // 16),
+        state_dim=config.s6_state_dim,
+        kernel=config.conv_kernel,
+    )
+    return Mamba1(config.dim, shape)
 
 
 def _mamba2(config: HybridConfig) -> TokenMixer:

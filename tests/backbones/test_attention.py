@@ -120,7 +120,7 @@ def test_padding_on_the_right_of_a_prompt_is_refused():
         ("illama_test,soft_mask=true,causal=false,window=3", "exclude each other"),
         ("illama_test,dropout=1.5", r"dropout must be in \[0, 1\), got 1.5"),
         ("illama_test,depth=0", "depth must be at least 1, got 0"),
-        ("hybrid_test,pattern=MXA", "letters M and A, as in 'MMMMAMMM', got 'MXA'"),
+        ("hybrid_test,pattern=MXA", "letters M, S and A, as in 'MMMMAMMM', got 'MXA'"),
         ("hybrid_test,mamba_head_dim=5", r"expand \* dim \(32\) must be a multiple"),
         ("hybrid_test,num_heads=3", r"dim \(16\) must be a multiple of num_heads \(3\)"),
         ("hybrid_test,rope_fraction=0.4", "must be an even number of channels, got 3"),
