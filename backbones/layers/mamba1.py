@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.mixer import Capabilities, Carried, Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.mixer import Capabilities, MixerState, TokenMixer
 from vertebra.backbones.layers.norm import RMSNorm
+from vertebra.backbones.layers.recurrent import RecurrentState, causal_conv, join_piece, leave_piece
 from vertebra.backbones.layers.selective_scan import selective_scan, selective_scan_step
-from vertebra.errors import LoadError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,55 +97,28 @@ class Mamba1(TokenMixer):
         Returns:
             The output (B, T, D), and what the next piece needs.
         """
-        mask, segments, taps = layout.mask, layout.segments, self.shape.kernel - 1
+        mask, taps = layout.mask, self.shape.kernel - 1
         if mask is not None:
             x = x * mask[..., None]
         inner, z = self.in_proj(x).chunk(2, dim=-1)  # (B, T, I) both
-        conv, ssm = (inner.new_zeros(x.shape[0], taps, self.shape.inner_dim), None) if carried is None else carried[:2]
-        columns = torch.cat([conv, inner], dim=1)  # before the convolution, (B, K-1+T, I)
-        ids = None
-        if segments is not None:
-            before = segments[:, :1] if carried is None else carried[2]
-            ids = torch.cat([before.expand(-1, max(taps, 1)), segments], dim=1)
-            if ssm is not None:
-                ssm = ssm * (before[:, -1] == segments[:, 0])[:, None, None]
-        y, ssm = self._scan(self._convolve(columns, ids), mask, ssm, segments)
-        after: Carried = (columns[:, columns.shape[1] - taps :], ssm)
-        if ids is not None:
-            after = (*after, ids[:, ids.shape[1] - max(taps, 1) :])
-        return self.out_proj(y * F.silu(z)), after
+        columns, ids, ssm = join_piece(inner, layout.segments, carried, taps)  # before the convolution, (B, K-1+T, I)
+        inner = causal_conv(columns, self.conv1d.weight, self.conv1d.bias, ids)
+        y, ssm = self._scan(inner, mask, ssm, layout.segments)
+        return self.out_proj(y * F.silu(z)), leave_piece(columns, ids, ssm, taps)
 
-    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Mamba1State:
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
         """Make the empty state; its size does not depend on ``max_len``."""
         s = self.shape
         conv = torch.zeros(batch, s.kernel - 1, s.inner_dim, dtype=dtype, device=device)
-        return Mamba1State(conv, torch.zeros(batch, s.inner_dim, s.state_dim, dtype=torch.float32, device=device))
+        return RecurrentState(conv, torch.zeros(batch, s.inner_dim, s.state_dim, dtype=torch.float32, device=device))
 
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
-        assert isinstance(state, Mamba1State)
+        assert isinstance(state, RecurrentState)
         layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
         y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
         state.conv = conv.clone()
         return y
-
-    def _convolve(self, columns: Tensor, ids: Tensor | None) -> Tensor:
-        """Convolve (B, K-1+T, I) to (B, T, I), then SiLU; taps do not cross into another sequence.
-
-        Args:
-            columns: Input, the K-1 columns before the piece first.
-            ids: Packed sequence of every column, the last ones at least.
-        """
-        if ids is None:
-            return F.silu(self.conv1d(columns.transpose(1, 2)).transpose(1, 2))
-        weight, bias, taps = self.conv1d.weight[:, 0], self.conv1d.bias, self.shape.kernel - 1  # (I, K)
-        length = columns.shape[1] - taps
-        first = ids.shape[1] - length
-        y = columns[:, taps:] * weight[:, taps]
-        for back in range(1, taps + 1):
-            same = (ids[:, first:] == ids[:, first - back : first - back + length])[..., None]  # (B, T, 1)
-            y = y + columns[:, taps - back : taps - back + length] * same * weight[:, taps - back]
-        return F.silu(y if bias is None else y + bias)
 
     def _scan(
         self, x: Tensor, mask: Tensor | None, state: Tensor | None, segments: Tensor | None
@@ -167,37 +140,3 @@ class Mamba1(TokenMixer):
         else:
             y, state = selective_scan(x, dt, a, b, c, chunk_size=s.chunk_size, initial_state=state, segments=segments)
         return y + x * self.D.to(x.dtype), state  # the skip's x is not multiplied by dt
-
-
-class Mamba1State(MixerState):
-    """The last K-1 columns before the convolution (B, K-1, I), and the scan's state (B, I, N)."""
-
-    growth: Growth = "constant"
-
-    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
-        self.conv, self.ssm = conv, ssm
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors held."""
-        return [self.conv, self.ssm]
-
-    def select(self, indices: Tensor) -> Mamba1State:
-        """Return a new state of the batch items ``indices`` (N,)."""
-        rows = indices.to(self.ssm.device)
-        return Mamba1State(self.conv[rows], self.ssm[rows])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return ``conv`` and ``ssm``."""
-        return {"conv": self.conv, "ssm": self.ssm}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Remember what ``state_dict`` returned.
-
-        Raises:
-            LoadError: The tensors are those of another layer.
-        """
-        for name, mine in self.state_dict().items():
-            if name not in tensors or tensors[name].shape != mine.shape:
-                have = tuple(tensors[name].shape) if name in tensors else "nothing"
-                raise LoadError(f"state: {name} must be {tuple(mine.shape)}, got {have}; was it of another backbone?")
-        self.conv, self.ssm = tensors["conv"].to(self.conv), tensors["ssm"].to(self.ssm)

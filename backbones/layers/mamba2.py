@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.mixer import Capabilities, Carried, Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.mixer import Capabilities, Carried, MixerState, TokenMixer
 from vertebra.backbones.layers.norm import GatedRMSNorm
+from vertebra.backbones.layers.recurrent import RecurrentState, causal_conv, join_piece, leave_piece
 from vertebra.backbones.layers.ssd import Implementation, ssd, ssd_matrix, ssd_step
 
 
@@ -95,33 +96,25 @@ class Mamba2(TokenMixer):
 
     def carry(self, x: Tensor, layout: Layout, carried: Carried | None) -> tuple[Tensor, Carried]:
         """Map a piece; carried are the last columns before the convolution, the scan's state, and their sequences."""
-        mask, segments, taps = layout.mask, layout.segments, self.shape.kernel - 1
+        mask, taps = layout.mask, self.shape.kernel - 1
         z, xbc, dt = self._project(x, mask)
-        ssm = ids = None
-        if carried is None:
-            columns = F.pad(xbc, (0, 0, taps, 0))  # before the convolution, (B, K-1+T, channels)
-            if segments is not None:
-                ids = F.pad(segments[:, None].float(), (taps, 0), mode="replicate")[:, 0].to(segments.dtype)
-        else:
-            columns, ssm = torch.cat([carried[0], xbc], dim=1), carried[1]
-            if segments is not None:
-                ids = torch.cat([carried[2], segments], dim=1)  # (B, K-1+T)
-                ssm = ssm * (ids[:, taps - 1] == ids[:, taps])[:, None, None, None]
-        y, ssm = self._scan(self._convolve(columns, ids), dt, mask, ssm, segments)
-        kept = columns[:, columns.shape[1] - taps :]
-        after = (kept, ssm) if ids is None else (kept, ssm, ids[:, ids.shape[1] - taps :])
-        return self.out_proj(self.norm(y, z)), after
+        columns, ids, ssm = join_piece(
+            xbc, layout.segments, carried, taps
+        )  # before the convolution, (B, K-1+T, channels)
+        xbc = causal_conv(columns, self.conv1d.weight, self.conv1d.bias, ids)
+        y, ssm = self._scan(xbc, dt, mask, ssm, layout.segments)
+        return self.out_proj(self.norm(y, z)), leave_piece(columns, ids, ssm, taps)
 
-    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> Mamba2State:
+    def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> RecurrentState:
         """Make the empty state; its size does not depend on ``max_len``."""
         s = self.shape
         conv = torch.zeros(batch, s.kernel - 1, s.conv_dim, dtype=dtype, device=device)
         ssm = torch.zeros(batch, s.num_heads, s.head_dim, s.state_dim, dtype=torch.float32, device=device)
-        return Mamba2State(conv, ssm)
+        return RecurrentState(conv, ssm)
 
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
-        assert isinstance(state, Mamba2State)
+        assert isinstance(state, RecurrentState)
         layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
         y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
         state.conv = conv.clone()
@@ -130,7 +123,8 @@ class Mamba2(TokenMixer):
     def mixing_matrix(self, x: Tensor) -> Tensor:
         """Return the matrix (B, H, T, T), with the skip term on its diagonal, that maps the convolved x over time."""
         _, xbc, dt = self._project(x, None)
-        _, b, c = self._split(self._convolve(F.pad(xbc, (0, 0, self.shape.kernel - 1, 0)), None))
+        columns, _, _ = join_piece(xbc, None, None, self.shape.kernel - 1)
+        _, b, c = self._split(causal_conv(columns, self.conv1d.weight, self.conv1d.bias))
         skip = torch.eye(x.shape[1], device=x.device) * self.D.float()[:, None, None]
         return ssd_matrix(self._step_sizes(dt, None), -self.A_log.float().exp(), b, c) + skip
 
@@ -141,30 +135,6 @@ class Mamba2(TokenMixer):
             x = x * mask[..., None]
         z, xbc, dt = self.in_proj(x).split([s.inner_dim, s.conv_dim, s.num_heads], dim=-1)
         return z, xbc, dt
-
-    def _convolve(self, columns: Tensor, ids: Tensor | None) -> Tensor:
-        """Convolve (B, K-1+T, channels) to (B, T, channels), then SiLU; taps do not cross into another sequence.
-
-        Args:
-            columns: Input, the K-1 columns before the piece first.
-            ids: Packed sequence of every column, (B, K-1+T).
-        """
-        weight, bias = self.conv1d.weight, self.conv1d.bias  # (channels, 1, K)
-        taps, length = self.shape.kernel - 1, columns.shape[1] - self.shape.kernel + 1
-        if ids is None and length > 1 and columns.device.type == "cpu":
-            # As an image one pixel high whose channels are last, which is how the columns lie in memory.
-            image = columns.transpose(1, 2)[:, :, None]
-            y = F.conv2d(image, weight[:, :, None], bias, groups=weight.shape[0])
-            return F.silu(y[:, :, 0].transpose(1, 2))
-        if ids is None and length > 1:
-            return F.silu(self.conv1d(columns.transpose(1, 2))).transpose(1, 2)
-        y = columns[:, taps:] * weight[:, 0, taps]
-        for back in range(1, taps + 1):
-            earlier = columns[:, taps - back : taps - back + length]
-            if ids is not None:
-                earlier = earlier * (ids[:, taps:] == ids[:, taps - back : taps - back + length])[..., None]
-            y = y + earlier * weight[:, 0, taps - back]
-        return F.silu(y if bias is None else y + bias)
 
     def _split(self, xbc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x (B, T, H, P), B and C (B, T, G, N)."""
@@ -198,24 +168,6 @@ class Mamba2(TokenMixer):
                 implementation=self.implementation,
             )  # fmt: skip
         return y.flatten(2), state
-
-
-class Mamba2State(MixerState):
-    """The last K-1 columns before the convolution (B, K-1, channels), and the scan's state (B, H, P, N)."""
-
-    growth: Growth = "constant"
-
-    def __init__(self, conv: Tensor, ssm: Tensor) -> None:
-        self.conv, self.ssm = conv, ssm
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors held."""
-        return [self.conv, self.ssm]
-
-    def select(self, indices: Tensor) -> Mamba2State:
-        """Return a new state of the batch items ``indices`` (N,)."""
-        rows = indices.to(self.ssm.device)
-        return Mamba2State(self.conv[rows], self.ssm[rows])
 
 
 class BidirectionalMamba2(TokenMixer):

@@ -12,6 +12,7 @@ from vertebra.backbones.base import create_backbone
 from vertebra.backbones.hybrid import HybridConfig
 from vertebra.backbones.illama import ILLaMAConfig
 from vertebra.backbones.layers.masks import Layout
+from vertebra.backbones.layers.recurrent import causal_conv
 
 
 def read(path):
@@ -71,7 +72,7 @@ def test_mamba2_mixer_and_its_matrix(mamba2):
     y = mixer(x, Layout(batch=2, length=75, device=x.device, causal=True))
     torch.testing.assert_close(y, data["out"]["mixer0"], atol=1e-5, rtol=1e-5)
     z, xbc, _ = mixer._project(x, None)
-    values, _, _ = mixer._split(mixer._convolve(F.pad(xbc, (0, 0, 3, 0)), None))
+    values, _, _ = mixer._split(causal_conv(F.pad(xbc, (0, 0, 3, 0)), mixer.conv1d.weight, mixer.conv1d.bias))
     mixed = (mixer.mixing_matrix(x) @ values.transpose(1, 2)).transpose(1, 2).flatten(2)
     torch.testing.assert_close(mixer.out_proj(mixer.norm(mixed, z)), y, atol=1e-5, rtol=1e-5)
 
