@@ -124,6 +124,18 @@ class State(ABC):
     def batch_size(self) -> int:
         """Number of items B."""
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that is remembered by name, ``batch`` among it, to save it."""
+
+    @abstractmethod
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what ``state_dict`` returned; this state must be fresh and of the same backbone and batch size.
+
+        Raises:
+            LoadError: The tensors are those of another backbone.
+        """
+
 
 class Backbone(nn.Module, ABC):
     """Features (B, *grid, D) to features (B, *grid, D)."""

@@ -184,6 +184,19 @@ class StackState(State):
         """Keep the batch items ``indices`` (N,), in that order."""
         return StackState([layer.select(indices) for layer in self.layers], len(indices))
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that is remembered by name."""
+        found = {"batch": torch.tensor(self._batch)}
+        for i, layer in enumerate(self.layers):
+            found |= {f"layers.{i}.{name}": tensor for name, tensor in layer.state_dict().items()}
+        return found
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what ``state_dict`` returned."""
+        for i, layer in enumerate(self.layers):
+            prefix = f"layers.{i}."
+            layer.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
 
 class SequenceBackbone(Backbone):
     """Blocks one after another, and a last norm; a grid is read in raster order.

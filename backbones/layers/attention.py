@@ -5,6 +5,7 @@ Shapes: B batch, T positions, D width, H query heads, G key-value heads, K head 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,11 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.mixer import Growth, MixerState, TokenMixer
+from vertebra.backbones.layers.mixer import Growth, MixerState, TokenMixer, check_state
 from vertebra.backbones.layers.rope import rope_angles, rotate
-from vertebra.errors import ShapeError
+from vertebra.errors import LoadError, ShapeError
 
 Implementation = Literal["sdpa", "flex"]
+
+KEY_BLOCK = 8192
+"""Keys from which a step attends part by part, and keys of a part."""
+MASK_ELEMENTS = 1 << 24
+"""Largest mask of a step; beyond it the keys are taken part by part."""
 
 
 @dataclass(frozen=True)
@@ -100,16 +106,20 @@ class Attention(TokenMixer):
         new = state.position + torch.arange(x.shape[1], device=x.device)
         q, k, v = self._project(x, new)
         keys, values, real, first = state.extend(k, v, mask)  # (B, G, S, K)
+        old = torch.arange(first, state.position, device=x.device)
+
+        def seen(part: slice) -> Tensor:  # (T, S), or (B, 1, T, S) with padding
+            gap = new[:, None] - old[part]
+            allowed = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
+            return allowed if real is None else ((allowed & real[:, None, part]) | (gap == 0))[:, None]
+
+        count = keys.shape[2]
         if x.shape[1] == 1 and real is None:
-            y = _sdpa(q, keys, values)
-        else:
-            old = torch.arange(first, state.position, device=x.device)
-            gap = new[:, None] - old  # (T, S)
-            seen = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
-            if real is not None:
-                seen = (seen & real[:, None]) | (gap == 0)  # (B, T, S)
-                seen = seen[:, None]
-            y = _sdpa(q, keys, values, mask=seen)
+            y = _sdpa(q, keys, values) if count < KEY_BLOCK else split_attention(q, keys, values)
+        elif x.shape[1] * count <= MASK_ELEMENTS:
+            y = _sdpa(q, keys, values, mask=seen(slice(None)))
+        else:  # a piece of a long prompt
+            y = split_attention(q, keys, values, lambda part: _five(seen(part)))
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,6 +162,27 @@ class AttentionState(MixerState):
         new = AttentionState(self.keys[rows], self.values[rows], real, self.capacity, self.growth)
         new.position, new.start, new.used = self.position, self.start, self.used
         return new
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return ``keys`` and ``values`` (B, G, S, K) of the positions held, ``real`` (B, S), and ``position``."""
+        view = slice(self.start, self.start + self.used)
+        shape = (self.keys.shape[0], self.used)
+        real = torch.ones(shape, dtype=torch.bool) if self.real is None else self.real[:, view]
+        found = {"keys": self.keys[:, :, view], "values": self.values[:, :, view], "real": real}
+        return {**found, "position": torch.tensor(self.position)}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what ``state_dict`` returned."""
+        check_state({k: v for k, v in self.state_dict().items() if k in ("keys", "values")}, tensors, free=(2,))
+        used = tensors["keys"].shape[2]
+        if used > self.capacity - (self.growth == "ring"):
+            raise LoadError(
+                f"state: {used} positions do not fit in a state made for max_len={self.capacity}; make it with a "
+                "larger max_len."
+            )
+        self.keys, self.values = tensors["keys"].to(self.keys), tensors["values"].to(self.values)
+        self.real = None if bool(tensors["real"].all()) else tensors["real"].to(self.keys.device)
+        self.position, self.start, self.used = int(tensors["position"]), 0, used
 
     def extend(self, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None, int]:
         """Append k and v (B, G, T, K); return all keys, values and marks in view, and the first one's position."""
@@ -248,6 +279,66 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: 
     return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
+def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attend to a part of the keys, in a form that ``merge_partials`` joins exactly.
+
+    Args:
+        q: Queries (B, H, T, K).
+        k: Keys of the part (B, G, S, K).
+        v: Values of the part (B, G, S, K).
+        mask: Which keys a query sees, bool, broadcast to (B, G, H/G, T, S); a query may see none.
+
+    Returns:
+        The output over these keys alone (B, H, T, K) in float32, and the log of the sum of the exponentials of its
+        scores (B, H, T), -inf where it saw none.
+    """
+    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)  # (B, G, H/G * T, K): a group's keys are read once
+    scores = (grouped @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # (B, G, H/G * T, S)
+    if mask is not None:
+        scores = scores.unflatten(2, (-1, q.shape[2])).masked_fill(~mask, -torch.inf).flatten(2, 3)
+    total = scores.logsumexp(-1, keepdim=True)
+    weights = (scores - total.clamp(min=torch.finfo(torch.float32).min)).exp()
+    y = weights.to(v.dtype) @ v
+    return y.float().reshape(q.shape), total.reshape(q.shape[:-1])
+
+
+def merge_partials(outputs: Sequence[Tensor], totals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join attention over parts of the keys to attention over all of them, exactly (split-KV, as in Flash-Decoding).
+
+    Args:
+        outputs: Of ``partial_attention``, each (B, H, T, K).
+        totals: Of the same, each (B, H, T).
+
+    Returns:
+        Output and total of all parts together, which may be merged further.
+    """
+    total = torch.stack(list(totals))  # (parts, B, H, T)
+    whole = total.logsumexp(0)
+    weights = (total - whole.clamp(min=torch.finfo(torch.float32).min)).exp()
+    return (torch.stack(list(outputs)) * weights[..., None]).sum(0), whole
+
+
+def split_attention(
+    q: Tensor, k: Tensor, v: Tensor, seen: Callable[[slice], Tensor | None] = lambda part: None, size: int | None = None
+) -> Tensor:
+    """Attend to the keys part by part and merge: exact, and scores of one part at a time are in memory.
+
+    Args:
+        q: Queries (B, H, T, K).
+        k: Keys (B, G, S, K).
+        v: Values (B, G, S, K).
+        seen: Returns the mask of a part of the keys, as ``partial_attention`` takes it; None where all are seen.
+        size: Keys of a part; None for ``KEY_BLOCK``.
+
+    Returns:
+        (B, H, T, K) in the dtype of q.
+    """
+    size = size or KEY_BLOCK
+    parts = [slice(start, start + size) for start in range(0, k.shape[2], size)]
+    done = [partial_attention(q, k[:, :, part], v[:, :, part], seen(part)) for part in parts]
+    return merge_partials([y for y, _ in done], [total for _, total in done])[0].to(q.dtype)
+
+
 def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate: float) -> Tensor:
     """Attend to all positions, then damp later ones: (softmax(q k / sqrt(K)) * S) v.
 
@@ -262,6 +353,10 @@ def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate:
         scores = scores.masked_fill(~mask, -torch.inf)
     soft = torch.full_like(scores[0, 0], rate).triu(1) + torch.ones_like(scores[0, 0]).tril()  # (T, T)
     return (scores.softmax(-1) * soft).to(v.dtype) @ v
+
+
+def _five(mask: Tensor) -> Tensor:
+    return mask if mask.ndim == 2 else mask[:, None]  # (B, 1, 1, T, S): a group's heads have an axis of their own
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

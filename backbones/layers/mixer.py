@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
+from vertebra.errors import LoadError
 
 Growth = Literal["constant", "ring", "linear"]
 Carried = tuple[Tensor, ...]
@@ -49,10 +50,43 @@ class MixerState(ABC):
     def select(self, indices: Tensor) -> MixerState:
         """Return a new state of the batch items ``indices`` (N,)."""
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return everything that is remembered by name."""
+
+    @abstractmethod
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what ``state_dict`` returned.
+
+        Raises:
+            LoadError: The tensors are those of another layer.
+        """
+
     @property
     def nbytes(self) -> int:
         """Memory held, in bytes."""
         return sum(t.nbytes for t in self.tensors())
+
+
+def check_state(wanted: dict[str, Tensor], found: dict[str, Tensor], free: tuple[int, ...] = ()) -> None:
+    """Refuse tensors whose names or shapes are not those of a layer's state.
+
+    Args:
+        wanted: What the layer has.
+        found: What was saved.
+        free: Axes whose size may differ.
+
+    Raises:
+        LoadError: They differ.
+    """
+
+    def shape(t: Tensor) -> list[int]:
+        return [size for axis, size in enumerate(t.shape) if axis not in free]
+
+    for name, tensor in wanted.items():
+        if name not in found or shape(found[name]) != shape(tensor):
+            have = tuple(found[name].shape) if name in found else "nothing"
+            raise LoadError(f"state: {name} must be {tuple(tensor.shape)}, got {have}; was it of another backbone?")
 
 
 class TokenMixer(nn.Module, ABC):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vertebra.backbones.base import create_backbone
-from vertebra.backbones.layers.attention import Attention, Rope
+from vertebra.backbones.layers import attention
+from vertebra.backbones.layers.attention import Attention, Rope, split_attention
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.reference.attention import attention_by_query
 from vertebra.errors import ConfigError, ShapeError
@@ -129,3 +131,38 @@ def test_padding_on_the_right_of_a_prompt_is_refused():
 def test_impossible_settings_are_refused(word, message):
     with pytest.raises(ConfigError, match=message):
         create_backbone(word)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+@pytest.mark.parametrize("queries", [1, 6])
+def test_partial_attention_merges_exactly(parts, queries):
+    q, k, v = torch.randn(2, 4, queries, 8), torch.randn(2, 2, 23, 8), torch.randn(2, 2, 23, 8)
+    mask = torch.rand(2, 1, 1, queries, 23) > 0.4
+    mask[..., 0] = True
+    mask[0, ..., 5:15] = False  # a whole part unseen by some
+    dense = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, 0], enable_gqa=True)
+    split = split_attention(q, k, v, lambda part: mask[..., part], size=-(-23 // parts))
+    torch.testing.assert_close(split, dense, atol=1e-5, rtol=1e-5)
+    plain = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    torch.testing.assert_close(split_attention(q, k, v, size=-(-23 // parts)), plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["illama_test", "illama_test,window=9", "hybrid_test"])
+def test_long_contexts_attend_part_by_part_with_the_same_numbers(monkeypatch, name):
+    backbone = create_backbone(name).eval()
+    x, mask = torch.randn(2, 40, backbone.config.dim), torch.ones(2, 40, dtype=torch.bool)
+    mask[1, :7] = False
+
+    def outputs():
+        with torch.no_grad():
+            state = backbone.init_state(2, 40)
+            parts = [backbone.step(x[:, a : a + 12], state, mask[:, a : a + 12]) for a in (0, 12, 24)]
+            plain = backbone.init_state(2, 40)
+            parts += [backbone.step(x[:, a : a + 12], plain) for a in (0, 12, 24)]
+            return torch.cat([*parts, *(backbone.step(x[:, t : t + 1], plain) for t in range(36, 40))], 1)
+
+    whole = outputs()
+    monkeypatch.setattr(attention, "MASK_ELEMENTS", 0)
+    monkeypatch.setattr(attention, "KEY_BLOCK", 8)
+    real = torch.cat([mask[:, :36], torch.ones(2, 40, dtype=torch.bool)], 1)
+    torch.testing.assert_close(outputs()[real], whole[real], atol=1e-5, rtol=1e-5)

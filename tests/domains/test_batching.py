@@ -4,10 +4,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vertebra.backbones.random import item_uniform
 from vertebra.domains.batching import (
     BatchLoader,
     LengthBucketSampler,
-    item_uniform,
     pack,
     pad_batch,
     padding_share,
