@@ -9,6 +9,7 @@ by the input.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import math
@@ -267,7 +268,11 @@ class Pipeline(ABC):
         return model
 
     def _is_path(self, value: Any) -> bool:
-        return isinstance(value, Path) or (isinstance(value, str) and len(value) < 4096 and Path(value).is_file())
+        if not isinstance(value, str):
+            return isinstance(value, Path)
+        with contextlib.suppress(OSError, ValueError):  # a long sequence is no name that a file could have
+            return Path(value).is_file()
+        return False
 
     def _predictions(self, values: Iterable[Any]) -> Iterator[Prediction]:
         def refuse(bad: BadRecord) -> None:

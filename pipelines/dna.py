@@ -1,19 +1,17 @@
-"""DNA: classes and embeddings of the sequences in FASTA, FASTQ, GenBank and CSV files.
+"""DNA: what all its pipelines share, and classes of the sequences in FASTA, FASTQ, GenBank and CSV files.
 
 A record longer than what the model was trained on is read in windows; the windows of a record are joined to one
-prediction, and their scores are kept beside it.
+prediction, and their scores are kept beside it. Of a large FASTA file only the window at hand is in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import io
+import functools
 import re
-import tempfile
-import zipfile
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,10 +29,11 @@ from vertebra.pipelines.prediction import Prediction
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from vertebra.domains.dna.fasta_index import IndexedFasta
     from vertebra.domains.model import DomainModel
 
-EMBED_ROWS = 4096
-"""Embeddings that a Parquet row group holds."""
+STREAM_BYTES = 1 << 22
+"""A larger FASTA file is read window by window through its index, not record by record."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Window:
     """A part of a record.
 
     Args:
-        ids: Token ids, shape (L,).
+        ids: Token ids, shape (L,); or the vector (D,) of a piece whose state was carried.
         start: First base, from 0.
         bases: Number of bases.
         length: Bases of the whole record.
@@ -127,12 +126,34 @@ class DNAPipeline(Pipeline):
     def read(self, path: Path, bad: Bad) -> Iterator[Item]:
         """Yield the windows of every record of a file."""
         from vertebra.domains.dna.formats import RecordError, read_sequences
+        from vertebra.domains.dna.records import sequence_problem
 
         def on_error(error: RecordError) -> None:
             bad(BadRecord(**error.to_dict()))  # type: ignore[arg-type]
 
+        if (index := self._index(path)) is not None:
+            with index:
+                for name, length in index.lengths.items():
+                    fetch = functools.partial(_checked_fetch, index, name)
+                    if problem := sequence_problem(fetch(0, min(length, 10_000)).encode(), length, self.max_length):
+                        bad(BadRecord(file=str(path), record=name, line=None, rule=problem[0], advice=problem[1]))
+                    else:
+                        yield from self._windows(str(path), name, length, fetch, bad)
+            return
         for record in read_sequences(path, on_error, max_length=self.max_length, duplicates="report"):
-            yield from self._windows(str(path), record.name, record.sequence, bad)
+            yield from self._windows(str(path), record.name, len(record.sequence), _fetch_of(record.sequence), bad)
+
+    def _index(self, path: Path) -> IndexedFasta | None:
+        """Return access to parts of a large FASTA file; None where it is small, or has no such access."""
+        from vertebra.domains.dna.fasta_index import IndexedFasta
+        from vertebra.domains.dna.formats import sniff_format
+
+        if path.stat().st_size <= STREAM_BYTES or sniff_format(path) != "fasta":
+            return None
+        try:
+            return IndexedFasta(path, write_index=False)
+        except DataError:  # plain gzip, lines of unequal length, bad records: the reader of records knows better
+            return None
 
     def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
         """Yield the windows of a sequence, or of a ``(name, sequence)`` pair."""
@@ -144,7 +165,7 @@ class DNAPipeline(Pipeline):
         if (problem := sequence_problem(sequence.encode(), len(sequence), self.max_length)) is not None:
             bad(BadRecord(file="", record=name, line=None, rule=problem[0], advice=problem[1]))
             return
-        yield from self._windows("", name, sequence, bad)
+        yield from self._windows("", name, len(sequence), _fetch_of(sequence), bad)
 
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Collect the windows of a record; a record with a bad window is bad."""
@@ -184,20 +205,19 @@ class DNAPipeline(Pipeline):
         # A chromosome has millions of windows: their numbers alone are kept, not their ids and predictions.
         self._starts, self._rows, self._broken = array("q"), array("f"), False
 
-    def _windows(self, file: str, name: str, sequence: str, bad: Bad) -> Iterator[Item]:
-        length = len(sequence)
+    def _windows(self, file: str, name: str, length: int, fetch: Callable[[int, int], str], bad: Bad) -> Iterator[Item]:
         last = max(length - self.window, 0)
         start = 0
         while True:
             start = min(start, last)  # the last window ends with the record
-            piece = sequence[start : start + self.window]
+            stop = min(start + self.window, length)
             try:
-                ids = self.tokenizer.encode(piece)
-            except DataError as error:  # shorter than a token: only this record is bad
+                ids = self.tokenizer.encode(fetch(start, stop))
+            except DataError as error:  # shorter than a token, or strange letters: only this record is bad
                 bad(as_bad(error, file=file, record=name))
                 return
-            fresh = self.stride if start < last else len(piece)
-            data = Window(ids, start, len(piece), length, start == 0, start == last)
+            fresh = self.stride if start < last else stop - start
+            data = Window(ids, start, stop - start, length, start == 0, start == last)
             size = len(ids) + self.spec.bos
             yield Item(file=file, record=name, data=data, size=size, weight=fresh, first=data.first)
             if start == last:
@@ -218,6 +238,20 @@ class DNAPipeline(Pipeline):
         tokens = torch.from_numpy(ids)
         mask = torch.arange(size) < torch.tensor([len(item.data.ids) + bos for item in items])[:, None]
         return tokens.to(self.device), mask.to(self.device)
+
+
+def _fetch_of(sequence: str) -> Callable[[int, int], str]:
+    return lambda start, stop: sequence[start:stop]
+
+
+def _checked_fetch(index: IndexedFasta, name: str, start: int, stop: int) -> str:
+    """Read a part of a record; refuse what is no letter, which the reader of whole records does otherwise."""
+    from vertebra.domains.dna.records import letter_problem
+
+    letters = index.fetch(name, start, stop)
+    if (problem := letter_problem(letters.encode("ascii", "replace"))) is not None and "looks like" not in problem[0]:
+        raise DataError(f"{problem[0]} of bases {start + 1:,} to {stop:,}; {problem[1]}")
+    return letters
 
 
 # ---------------------------------------------------------------- dna/classify
@@ -432,130 +466,4 @@ class _ClassifyWriter(Writer):
             self.outputs.open(path, "wb").write(figures.png_bytes(prediction.figure(self.pipeline.target)))
 
 
-# ---------------------------------------------------------------- dna/embed
-
-
-@verb(
-    "dna/embed",
-    inputs="FASTA, FASTQ, GenBank, EMBL (gz too), CSV or TSV with a column `sequence`",
-    outputs=".npz (names, embeddings) or .parquet (name, length, embedding)",
-    model="dna_lm",
-    tasks=("dna/lm", "dna/classify"),
-)
-class Embed(DNAPipeline):
-    """One vector a sequence, float32: of a language model the mean of its states, of a classifier what its head reads.
-
-    The vector of a long record is the mean over its windows: side by side, the last one ending with the record.
-    """
-
-    endings = (".npz", ".parquet")
-
-    def predict(self, items: list[Item]) -> list[Prediction]:
-        """Embeddings of one batch of windows."""
-        import torch
-
-        from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel, masked_mean
-
-        ids, mask = self._batch(items)
-        with torch.inference_mode():
-            if isinstance(self.model, DNALanguageModel):
-                states = self.model.embed_positions(ids, mask)
-                if self.spec.bos:
-                    mask[:, 0] = False
-                vectors = masked_mean(states, mask)
-            else:
-                assert isinstance(self.model, DNAClassifier)
-                vectors = self.model.embed_sequences(ids, mask)
-        rows = vectors.float().cpu().numpy()
-        return [
-            Prediction(row, name=item.record, details={"length": item.data.length}, label="embedding")
-            for item, row in zip(items, rows, strict=True)
-        ]
-
-    def row(self, part: Prediction) -> NDArray[np.float32]:
-        """Vector of a window."""
-        return np.asarray(part.value, dtype=np.float32)
-
-    def merge(self, name: str, length: int, starts: NDArray[np.int64], rows: NDArray[np.float32]) -> Prediction:
-        """Mean over the windows of a record."""
-        vector = rows.mean(0, dtype=np.float64).astype(np.float32)
-        return Prediction(vector, name=name, details={"length": length}, label="embedding")
-
-    def writer(self, outputs: Outputs, several_files: bool) -> Writer:
-        """Open the output in the format of its ending."""
-        return _NpzWriter(outputs) if outputs.target.suffix == ".npz" else _ParquetWriter(outputs)
-
-
-class _NpzWriter(Writer):
-    """``names`` (N,), ``lengths`` (N,) and ``embeddings`` (N, D); rows wait on disk, not in memory."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self.stream = outputs.open(outputs.target, "wb")
-        self.rows = tempfile.TemporaryFile()  # noqa: SIM115 - closed in finish
-        self.names: list[str] = []
-        self.lengths: list[int] = []
-        self.width = 0
-
-    def write(self, item: Item, prediction: Prediction) -> None:
-        """Keep one row."""
-        self.names.append(prediction.name)
-        self.lengths.append(prediction.details["length"])
-        self.width = len(prediction.value)
-        self.rows.write(np.ascontiguousarray(prediction.value, dtype="<f4").tobytes())
-
-    def finish(self) -> None:
-        """Write the archive."""
-        with zipfile.ZipFile(self.stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in (("names", np.array(self.names)), ("lengths", np.array(self.lengths))):
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, array, allow_pickle=False)
-                archive.writestr(f"{name}.npy", buffer.getvalue())
-            header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.names), self.width)}
-            with archive.open("embeddings.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array_header_1_0(member, header)
-                self.rows.seek(0)
-                while block := self.rows.read(1 << 20):
-                    member.write(block)
-        self.rows.close()
-
-
-class _ParquetWriter(Writer):
-    """Columns ``name``, ``length`` and ``embedding`` (a list of float32 of fixed size)."""
-
-    def __init__(self, outputs: Outputs) -> None:
-        self.stream = outputs.open(outputs.target, "wb")
-        self.rows: list[Prediction] = []
-        self.file: Any = None
-
-    def write(self, item: Item, prediction: Prediction) -> None:
-        """Write a row group whenever one is full."""
-        self.rows.append(prediction)
-        if len(self.rows) == EMBED_ROWS:
-            self._flush()
-
-    def finish(self) -> None:
-        """Write the rest."""
-        self._flush()
-        if self.file is not None:
-            self.file.close()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        if not self.rows:
-            return
-        flat = pa.array(np.concatenate([p.value for p in self.rows]), pa.float32())
-        columns = {
-            "name": pa.array([p.name for p in self.rows]),
-            "length": pa.array([p.details["length"] for p in self.rows], pa.int64()),
-            "embedding": pa.FixedSizeListArray.from_arrays(flat, len(self.rows[0].value)),
-        }
-        table = pa.table(columns)
-        if self.file is None:
-            self.file = pq.ParquetWriter(self.stream, table.schema)
-        self.file.write_table(table)
-        self.rows = []
-
-
-__all__ = ["Classify", "Embed", "ScorePrediction"]
+__all__ = ["Classify", "DNAPipeline", "ScorePrediction", "Window"]

@@ -297,7 +297,7 @@ def test_embeddings_are_those_of_the_model_and_alike_in_both_formats(tmp_path, k
 def test_embeddings_across_row_groups(model, tmp_path, monkeypatch):
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("vertebra.pipelines.dna.EMBED_ROWS", 2)
+    monkeypatch.setattr("vertebra.pipelines.dna_embed.EMBED_ROWS", 2)
     pipeline("dna/embed", model).run([fasta(tmp_path, sequences(9, 8, 7, 6, 5))], tmp_path / "out.parquet")
     file = pq.ParquetFile(tmp_path / "out.parquet")
     assert file.num_row_groups == 3

@@ -14,7 +14,8 @@ from vertebra.domains.saving import save_model
 from vertebra.errors import ConfigError, UnknownNameError
 from vertebra.pipelines import base, figures
 from vertebra.pipelines.demo import run_demo
-from vertebra.pipelines.dna import Classify, Embed
+from vertebra.pipelines.dna import Classify
+from vertebra.pipelines.dna_embed import Embed
 from vertebra.pipelines.report import Report
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
