@@ -28,7 +28,7 @@ from vertebra.domains.dna.labelled import (
 )
 from vertebra.domains.dna.spec import DNASpec, Kind
 from vertebra.domains.dna.splits import Leakage, identity_groups, leakage
-from vertebra.domains.dna.tokens import Ints, LabelledItems, TokenArray, WindowItems
+from vertebra.domains.dna.tokens import Ints, LabelledItems, PromptedItems, TokenArray, WindowItems
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError
 from vertebra.tokenizers.base import tokenizer_from_dict
@@ -153,7 +153,7 @@ class DNASequenceData(BaseData):
         assert isinstance(tokenizer, DNATokenizer)
         return known, {name: self._items(table, known, tokenizer, name) for name, table in tables.items()}
 
-    def _items(self, table: Labelled, spec: DNASpec, tokenizer: DNATokenizer, name: str) -> LabelledItems:
+    def _items(self, table: Labelled, spec: DNASpec, tokenizer: DNATokenizer, name: str) -> Items:
         training = name == "train"
         return LabelledItems(
             TokenArray.encode(table.sequences, tokenizer),
@@ -240,6 +240,129 @@ class DNASequenceData(BaseData):
                     100 * found.share,
                     found.exact,
                 )
+
+
+class DNAElementData(DNASequenceData):
+    """Short elements with labels, for a language model that generates them: ``[BOS] labels bases [SEP]``.
+
+    The files and splits of ``DNASequenceData``. A class is one label token, several labels are several; numbers
+    (activities) are cut into bins with as many training sequences each, ``TARGET:1`` the lowest.
+
+    Args:
+        root: See ``DNASequenceData``.
+        positives: See ``DNASequenceData``.
+        negatives: See ``DNASequenceData``.
+        file: See ``DNASequenceData``.
+        val_file: See ``DNASequenceData``.
+        test_file: See ``DNASequenceData``.
+        predict_file: FASTA, FASTQ, CSV or TSV whose sequences get a likelihood, without labels.
+        split: See ``DNASequenceData``.
+        val_fraction: See ``DNASequenceData``.
+        test_fraction: See ``DNASequenceData``.
+        bins: Bins of a number.
+        label_dropout: Share of training sequences that stand without their labels, so that the model can generate
+            without any.
+        max_length: Longest input in tokens, special ones included; None for the longest training sequence.
+        batch_size: Sequences in a batch.
+        max_tokens: Positions in a batch, padding included.
+        num_workers: Worker processes.
+        pin_memory: Whether to copy batches into page-locked memory.
+        seed: Seed of splits, order and dropped labels.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        positives: Paths | None = None,
+        negatives: Paths | None = None,
+        file: str | None = None,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        predict_file: str | None = None,
+        split: Literal["identity", "random", "record"] = "identity",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        bins: int = 4,
+        label_dropout: float = 0.1,
+        max_length: int | None = None,
+        batch_size: int = 64,
+        max_tokens: int | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            root=root,
+            positives=positives,
+            negatives=negatives,
+            file=file,
+            val_file=val_file,
+            test_file=test_file,
+            predict_file=predict_file,
+            split=split,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            max_length=max_length,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+        )
+        if bins < 2:
+            raise ConfigError(f"DNAElementData: bins must be at least 2, got {bins}.")
+        if not 0 <= label_dropout <= 1:
+            raise ConfigError(f"DNAElementData: label_dropout must be from 0 to 1, got {label_dropout}.")
+        self.bins, self.label_dropout = bins, label_dropout
+
+    def _make_spec(self, train: Labelled) -> DNASpec:
+        edges: tuple[float, ...] = ()
+        if train.kind == "regression":
+            numbers = parse_numbers(train.labels)
+            shares = np.arange(1, self.bins) / self.bins
+            edges = tuple(np.quantile(numbers, shares, axis=0).T.ravel().tolist())
+            targets = train.targets if len(train.targets) == numbers.shape[1] else ("label",)
+            classes = tuple(f"{target}:{i + 1}" for target in targets for i in range(self.bins))
+        else:
+            classes = class_names(train.labels, train.kind)
+        several = max(len(parts) for parts in self._label_parts(train)) if train.labels else 0
+        longest = max(map(len, train.sequences)) + 2 + several
+        length = min(longest, self.max_length) if self.max_length else longest
+        tokenizer = self.tokenizer.to_dict()
+        return DNASpec(
+            tokenizer=tokenizer, task="lm", max_length=length, classes=classes, bos=True, eos=True, bin_edges=edges
+        )
+
+    def _label_parts(self, table: Labelled) -> list[list[str]]:
+        """Labels of every sequence, as text."""
+        if table.kind == "classification":
+            return [[label] for label in table.labels]
+        return [[part.strip() for part in label.split(";") if part.strip()] for label in table.labels]
+
+    def _items(self, table: Labelled, spec: DNASpec, tokenizer: DNATokenizer, name: str) -> Items:
+        if not table.labels:
+            labels: list[tuple[int, ...]] = [()] * len(table)
+        elif spec.bin_edges:
+            numbers = parse_numbers(table.labels)
+            edges = np.array(spec.bin_edges).reshape(numbers.shape[1], -1)
+            per_target = edges.shape[1] + 1
+            columns = range(len(edges))
+            bins = [np.searchsorted(edges[i], numbers[:, i], side="right") + i * per_target for i in columns]
+            labels = [tuple(map(int, row)) for row in np.stack(bins, axis=1)]
+        else:
+            number = {label: i for i, label in enumerate(spec.classes)}
+            parts = self._label_parts(table)
+            unknown = sorted({part for row in parts for part in row} - number.keys())
+            if unknown:
+                raise DataError(
+                    f"labels: every label must be one of {', '.join(spec.classes)}, got {unknown[0]!r}; is the file of "
+                    "another task?"
+                )
+            labels = [tuple(sorted(number[part] for part in row)) for row in parts]
+        tokens = TokenArray.encode(table.sequences, tokenizer)
+        dropout = self.label_dropout if name == "train" else 0.0
+        return PromptedItems(tokens, table.names, labels, spec.max_length, dropout, self.seed)
 
 
 class DNALanguageData(BaseData):

@@ -40,7 +40,8 @@ class _DNAModel(DomainModel):
             raise ConfigError(f"{type(self).__name__}: the tokenizer must be one for DNA, got {tokenizer!r}.")
         self.tokenizer = tokenizer
         self.pad_id = tokenizer.pad_id
-        self.embed = nn.Embedding(self.tokenizer.vocab_size, backbone.config.dim)
+        labels = len(spec.classes) if spec.task == "lm" else 0  # label tokens follow the tokenizer's
+        self.embed = nn.Embedding(self.tokenizer.vocab_size + labels, backbone.config.dim)
         nn.init.normal_(self.embed.weight, std=0.02)
         self.register_buffer("complement", torch.as_tensor(tokenizer.complement), persistent=False)
 
@@ -60,6 +61,9 @@ class _DNAModel(DomainModel):
 class DNALanguageModel(_DNAModel):
     """Next-token or masked-token model of DNA.
 
+    With ``spec.classes`` a sequence is ``[BOS]``, tokens of its labels, the bases, ``[SEP]``: the prompt tokens of
+    HybriDNA's and regLM's generators, with ids of their own that the head does not predict.
+
     Args:
         backbone: Causal for next tokens, bidirectional for masked ones.
         spec: Facts about the data.
@@ -72,6 +76,8 @@ class DNALanguageModel(_DNAModel):
         super().__init__(backbone, spec, tie=tie)
         self.head = nn.Linear(backbone.config.dim, self.tokenizer.vocab_size, bias=False)
         nn.init.normal_(self.head.weight, std=0.02)
+        if tie and self.embed.num_embeddings > self.tokenizer.vocab_size:
+            raise ConfigError("DNALanguageModel: tie needs a model without labels; labels are read, never predicted.")
         if tie:
             self.head.weight = self.embed.weight
 

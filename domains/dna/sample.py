@@ -147,7 +147,8 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
     Returns:
         The files: ``promoters.fa`` and ``background.fa`` (2,000 sequences of 81 bases each), ``gue/train.csv``,
         ``dev.csv`` and ``test.csv`` (0 background, 1 bacterial, 2 eukaryotic promoter), ``genome.fa`` (20,000 bases,
-        8 promoters, partly soft-masked), ``genome.bed``, ``reads.fastq.gz``, and three ``genomes/*.fa``.
+        8 promoters, partly soft-masked), ``genome.bed``, ``variants.vcf`` of it, ``reads.fastq.gz``, three
+        ``genomes/*.fa``, and ``elements.csv`` (4,000 sequences each of background, bacterial and eukaryotic promoters).
     """
     rng = np.random.default_rng(seed)
     (folder / "gue").mkdir(parents=True, exist_ok=True)
@@ -163,7 +164,51 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
     for number, gc in enumerate((0.38, 0.5, 0.62), start=1):
         record = (f"genome_{number} fabricated", text(genome_with_genes(rng, 30_000, gc)))
         paths.append(write_fasta(folder / "genomes" / f"genome_{number}.fa", [record]))
+    paths.append(_write_elements(rng, folder / "elements.csv"))
+    paths.append(_write_variants(rng, folder))
     return paths
+
+
+def _write_elements(rng: np.random.Generator, path: Path, count: int = 4000) -> Path:
+    kinds = {
+        "background": background(rng, count),
+        "bacterial": bacterial_promoters(rng, count),
+        "eukaryotic": eukaryotic_promoters(rng, count),
+    }
+    rows = [(text(row), label) for label, codes in kinds.items() for row in codes]
+    with path.open("w", newline="", encoding="ascii") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["sequence", "label"])
+        writer.writerows(rows[i] for i in rng.permutation(len(rows)))
+    return path
+
+
+def _write_variants(rng: np.random.Generator, folder: Path) -> Path:
+    """Write variants of ``genome.fa``: single bases, insertions, deletions, two alleles, and two that have no score."""
+    genome = "".join((folder / "genome.fa").read_text("ascii").splitlines()[1:]).upper()
+    lines = [
+        "##fileformat=VCFv4.3",
+        f"##contig=<ID=contig_1,length={len(genome)}>",
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO",
+    ]
+    for number, at in enumerate(np.sort(rng.choice(len(genome) - 4, 60, replace=False)).tolist()):
+        ref, others = genome[at], [b for b in "ACGT" if b != genome[at]]
+        alts = [others[rng.integers(3)]]
+        if number % 10 == 3:
+            alts = others[:2]
+        elif number % 10 == 5:
+            ref = genome[at : at + 3]
+            alts = [genome[at]]
+        elif number % 10 == 7:
+            alts = [genome[at] + "ACG"]
+        elif number == 9:
+            ref, alts = others[0], [genome[at]]  # swapped: refused, with the reason
+        elif number == 19:
+            alts = ["<DEL>"]
+        lines.append(f"contig_1\t{at + 1}\tvariant_{number}\t{ref}\t{','.join(alts)}\t.\tPASS\t.")
+    path = folder / "variants.vcf"
+    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+    return path
 
 
 def _write_gue(rng: np.random.Generator, folder: Path) -> list[Path]:

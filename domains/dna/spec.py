@@ -18,11 +18,15 @@ class DNASpec(DataSpec):
         tokenizer: The tokenizer's ``to_dict()``.
         task: What is predicted.
         max_length: Longest input, in tokens.
-        classes: Class names in the order of the logits; the labels of a multi-label task.
+        classes: Class names in the order of the logits; the labels of a multi-label task; of a language model the
+            labels that may stand before a sequence, whose ids follow the tokenizer's.
         targets: Names of the numbers that a regression predicts.
         target_mean: Mean of each target in training; regression heads predict standardised values.
         target_std: Standard deviation of each target in training.
         bos: Whether language-model inputs begin with ``[BOS]``.
+        eos: Whether every sequence of a language model ends with ``[SEP]``, so that it learns where to stop.
+        bin_edges: Of a language model with binned numbers as labels, the edges between the bins of each target, one
+            target after another.
     """
 
     tokenizer: dict[str, Any]
@@ -33,6 +37,8 @@ class DNASpec(DataSpec):
     target_mean: tuple[float, ...] = ()
     target_std: tuple[float, ...] = ()
     bos: bool = False
+    eos: bool = False
+    bin_edges: tuple[float, ...] = ()
 
     domain: ClassVar[str] = "dna"
 

@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vertebra.domains.batching import Batch, item_uniform, plan_packing
+from vertebra.backbones.random import item_uniform
+from vertebra.domains.batching import Batch, plan_packing
 from vertebra.errors import DataError
 from vertebra.tokenizers.nucleotide import DNATokenizer, NucleotideTokenizer
 
 Ints = NDArray[np.int64]
-_CROP, _STRAND, _SHIFT, _RENAME, _LETTERS = 1, 2, 3, 4, 5  # tell the draws for one item apart
+_CROP, _STRAND, _SHIFT, _RENAME, _LETTERS, _LABELS = 1, 2, 3, 4, 5, 6  # tell the draws for one item apart
 _ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
@@ -116,6 +117,60 @@ class LabelledItems:
             batch["labels"] = torch.from_numpy(self.labels[indices])
         else:
             batch["names"] = [self.names[i] for i in indices]
+        return batch
+
+
+@dataclass
+class PromptedItems:
+    """Whole sequences for a language model, each behind the tokens of its labels: ``[BOS] labels bases [SEP]``.
+
+    Args:
+        tokens: The sequences.
+        names: Name of each.
+        labels: Ids of the label tokens of each, without the tokenizer's offset; empty ones for no label.
+        max_length: Longest input; longer sequences are cut on the right, and have no ``[SEP]``.
+        label_dropout: Probability that a sequence stands without its labels.
+        seed: Seed of that.
+    """
+
+    tokens: TokenArray
+    names: list[str]
+    labels: list[tuple[int, ...]]
+    max_length: int
+    label_dropout: float = 0.0
+    seed: int = 0
+
+    @property
+    def lengths(self) -> Ints:
+        """Length of every item, special tokens included."""
+        extra = np.array([2 + len(labels) for labels in self.labels], dtype=np.int64)
+        return np.minimum(self.tokens.lengths + extra, self.max_length)
+
+    def fetch(self, indices: Ints, epoch: int) -> Batch:
+        """Make ``ids`` (B, L), ``mask`` (B, L), ``counted`` bool (B, L): what is asked for, ``index`` and ``epoch``."""
+        tokenizer = self.tokens.tokenizer
+        rows, fronts = [], []
+        without = item_uniform(self.seed, epoch, indices, _LABELS) < self.label_dropout
+        for i, bare in zip(indices.tolist(), without.tolist(), strict=True):
+            labels = [] if bare else [tokenizer.vocab_size + label for label in self.labels[i]]
+            start = self.tokens.starts[i]
+            bases = self.tokens.flat[start : start + self.tokens.lengths[i]].astype(np.int64)
+            front = np.array([tokenizer.bos_id, *labels])
+            rows.append(np.concatenate([front, bases, [tokenizer.sep_id]])[: self.max_length])
+            fronts.append(len(front))
+        ids = np.full((len(rows), max(map(len, rows))), tokenizer.pad_id, dtype=np.int64)
+        for row, filled in zip(rows, ids, strict=True):
+            filled[: len(row)] = row
+        at = np.arange(ids.shape[1])
+        mask = at < np.array([len(row) for row in rows])[:, None]
+        batch: Batch = {
+            "ids": torch.from_numpy(ids),
+            "mask": torch.from_numpy(mask),
+            "counted": torch.from_numpy(mask & (at >= np.array(fronts)[:, None])),
+            "index": torch.from_numpy(np.asarray(indices, dtype=np.int64)),
+            "names": [self.names[i] for i in indices.tolist()],
+            "epoch": epoch,
+        }
         return batch
 
 
