@@ -125,6 +125,7 @@ class Pipeline(ABC):
     endings: ClassVar[tuple[str, ...]] = (".csv",)
     """Endings of output files that it can write."""
     unit: ClassVar[str] = "records"
+    needs_input: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -171,6 +172,14 @@ class Pipeline(ABC):
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Return the record's prediction once its last part is in; None for a part on the way, or a bad one."""
         return part
+
+    def without_input(self, bad: Bad) -> Iterator[Item]:
+        """Yield the records of a run without input files, for pipelines that need none."""
+        raise ConfigError(f"{self.name}: no input file given; name at least one.")
+
+    def planned(self) -> float | None:
+        """How much work a run without input files is, in ``unit``; None when unknown."""
+        return None
 
     def amount(self, path: Path) -> float | None:
         """How much work a file is, in ``unit``, at a glance; None when unknown."""
@@ -227,14 +236,16 @@ class Pipeline(ABC):
         """
         paths, target = [Path(p) for p in inputs], Path(output)
         self._check_files(paths, target)
+        total = self._total(paths) if paths else self.planned()
         with Outputs(target) as outputs, told_as_config_error(target):
             errors = ErrorLog(outputs)
             flow = _Flow(self, errors.add)
             writer = self.writer(outputs, len(paths) > 1)
+            records = self._read_all(paths, errors.add) if paths else self.without_input(errors.add)
             good = 0
             try:
-                with progress_bar(self.name, self._total(paths), self.unit, show=progress) as advance, _stop_gently():
-                    for item, part in flow.results(self._read_all(paths, errors.add)):
+                with progress_bar(self.name, total, self.unit, show=progress) as advance, _stop_gently():
+                    for item, part in flow.results(records):
                         if (prediction := self.join(item, part)) is not None:
                             writer.write(item, prediction)
                             good += 1
@@ -300,7 +311,7 @@ class Pipeline(ABC):
                 bad(BadRecord(file=str(path), record="", line=None, rule=rule, advice="copy it again"))
 
     def _check_files(self, paths: list[Path], target: Path) -> None:
-        if not paths:
+        if not paths and self.needs_input:
             raise ConfigError(f"{self.name}: no input file given; name at least one.")
         for path in paths:
             if path.is_dir():

@@ -32,6 +32,7 @@ class PipelineInfo:
         outputs: What files it writes, for people.
         model: Name of the bundled model it uses when none is given; empty when there is none.
         tasks: Tasks of the models it can use; empty for all.
+        needs_input: Whether a run needs at least one input file.
         module: Module that holds the class.
         class_name: Name of the class.
     """
@@ -44,6 +45,7 @@ class PipelineInfo:
     tasks: tuple[str, ...]
     module: str
     class_name: str
+    needs_input: bool = True
 
     @property
     def domain(self) -> str:
@@ -51,7 +53,15 @@ class PipelineInfo:
         return self.name.partition("/")[0]
 
 
-def verb(name: str, *, inputs: str, outputs: str, model: str = "", tasks: tuple[str, ...] = ()) -> Callable[[T], T]:
+def verb(
+    name: str,
+    *,
+    inputs: str,
+    outputs: str,
+    model: str = "",
+    tasks: tuple[str, ...] = (),
+    needs_input: bool = True,
+) -> Callable[[T], T]:
     """Mark a subclass of ``Pipeline`` as the pipeline ``name``; all arguments must be literals.
 
     Args:
@@ -60,12 +70,14 @@ def verb(name: str, *, inputs: str, outputs: str, model: str = "", tasks: tuple[
         outputs: What files it writes, for people.
         model: Name of the bundled model it uses when none is given.
         tasks: Tasks of the models it can use; empty for all.
+        needs_input: Whether a run needs at least one input file.
     """
 
     def register(cls: T) -> T:
         setattr(cls, "name", name)  # noqa: B010 - `type` has no such attribute for the type checker
         setattr(cls, "default_model", model)  # noqa: B010
         setattr(cls, "tasks", tasks)  # noqa: B010
+        setattr(cls, "needs_input", needs_input)  # noqa: B010
         return cls
 
     return register

@@ -117,6 +117,14 @@ def identity_groups(sequences: Sequence[str], k: int = K, share: float = SHARE) 
 
 def leakage(train: Sequence[str], other: Sequence[str], k: int = K, share: float = SHARE) -> Leakage:
     """Look for sequences of ``other`` in ``train``: equal ones and neighbours, on either strand."""
+    exact, similar = known_in(train, other, k, share)
+    return Leakage(len(other), int(exact.sum()), int(similar.sum()))
+
+
+def known_in(
+    train: Sequence[str], other: Sequence[str], k: int = K, share: float = SHARE
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell which sequences of ``other`` are equal to one of ``train``, and which are similar or equal, each (N,)."""
     keys = _strandless([*train, *other])
     seen = set(keys[: len(train)])
     exact = np.array([key in seen for key in keys[len(train) :]], dtype=bool)
@@ -124,7 +132,7 @@ def leakage(train: Sequence[str], other: Sequence[str], k: int = K, share: float
     across = (first < len(train)) & (second >= len(train))
     similar = exact.copy()
     similar[second[across] - len(train)] = True
-    return Leakage(len(other), int(exact.sum()), int(similar.sum()))
+    return exact, similar
 
 
 def _strandless(sequences: Sequence[str]) -> list[str]:

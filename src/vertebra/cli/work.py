@@ -34,7 +34,8 @@ def _run(args: list[str]) -> int:
 
     cls = pipeline_class(name)
     parser = Parser(f"run {name}", f"{known[name].summary}. Reads {known[name].inputs}; writes {known[name].outputs}.")
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=known[name].inputs)
+    count = "+" if known[name].needs_input else "*"
+    parser.add_argument("inputs", nargs=count, metavar="INPUT", help=known[name].inputs)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=known[name].outputs)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     cls.add_arguments(parser)
