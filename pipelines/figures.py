@@ -124,6 +124,71 @@ def track(
     return figure
 
 
+def heatmap(
+    matrix: np.ndarray,
+    sequence: str,
+    *,
+    rows: str = "ACGT",
+    first: int = 1,
+    step: int = 1,
+    title: str = "",
+    label: str = "score",
+    wrap: int = 100,
+) -> Figure:
+    """Draw a score of every letter at every position, blue above 0 and red below; a dot marks the sequence's letter.
+
+    Args:
+        matrix: Scores, shape (L, R); nan is drawn grey.
+        sequence: The L letters of the sequence.
+        rows: The R letters, from top to bottom.
+        first: Number of the first position.
+        step: 1, or -1 where positions count down.
+        title: Over the figure.
+        label: What the scores are, beside the colour bar.
+        wrap: Positions a line; longer sequences take several.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import FixedLocator
+
+    length = len(sequence)
+    lines = max(1, math.ceil(length / wrap))
+    width = min(length, wrap)
+    figure, all_axes = new_figure(lines, width=max(4.5, 1.9 + 0.095 * width), height=1.25 + 0.85 * lines)
+    size = np.abs(matrix[np.isfinite(matrix)])
+    # A few strong scores shall not make all others pale.
+    limit = float(np.quantile(size, 0.99)) if size.size else 0.0
+    limit = limit or float(size.max(initial=0.0)) or 1.0
+    colours = colormaps["RdBu"].with_extremes(bad="#C8C8C8")
+    every = 10 if len(str(max(first, first + step * length))) < 6 else 20
+    for number, axes in enumerate(all_axes):
+        begin = number * wrap
+        part = matrix[begin : begin + wrap]  # (W, R)
+        image = axes.imshow(
+            np.ma.masked_invalid(part.T), cmap=colours, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest"
+        )
+        shown = [(x, rows.index(c)) for x, c in enumerate(sequence[begin : begin + wrap]) if c in rows]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), ".", color="#222222", markersize=3.5, linestyle="none")
+        names = first + step * (begin + np.arange(len(part)))
+        ticks = [x for x, name in enumerate(names.tolist()) if name % every == 0] or [0]
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.set_xticklabels([f"{names[x]:,}" for x in ticks])
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.grid(False)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.tick_params(length=2, labelsize=8)
+        axes.set_xlim(-0.5, width - 0.5)  # the last line has the scale of the others
+    all_axes[-1].set_xlabel("position (the dot is the base of the sequence)", fontsize=9)
+    extend = "both" if size.max(initial=0.0) > limit else "neither"
+    # A bar as tall as many lines would be mostly empty.
+    bar = figure.colorbar(image, ax=all_axes, extend=extend, aspect=12, shrink=min(1.0, 3 / lines), pad=0.015)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    if title:
+        all_axes[0].set_title(title, fontsize=11, loc="left")
+    return figure
+
+
 def envelope(x: np.ndarray, y: np.ndarray, most: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Thin a curve to at most ``most`` points, keeping the lowest and highest value of each group: x, low, high."""
     if len(x) <= most:
