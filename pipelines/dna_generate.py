@@ -104,7 +104,7 @@ class Generate(Pipeline):
     ) -> None:
         super().__init__(model, device=device, batch_size=batch_size, batch_tokens=batch_tokens)
         from vertebra.backbones.decoding import Strategy
-        from vertebra.domains.dna.generation import decoder_of, label_tokens
+        from vertebra.domains.dna.generation import decoder_of
         from vertebra.domains.dna.statistics import motif_pattern
 
         self.language: DNALanguageModel = self.model  # type: ignore[assignment]
@@ -127,7 +127,7 @@ class Generate(Pipeline):
             raise ConfigError(f"{self.name}: greedy makes one sequence for each label or prompt; pass count 1.")
         self.count, self.labels = count, list(labels or [])
         for label in self.labels:
-            label_tokens(self.language, label.split("+"))
+            self.language.front_ids(label.split("+"))
         self.reference = None if reference is None else Path(reference)
         self.motifs = {m.partition("=")[0]: m.rpartition("=")[2] for m in motifs}
         for motif in self.motifs.values():
@@ -417,7 +417,7 @@ def generation_figure(groups: Mapping[str, Sequence[str]], real: Sequence[str]) 
         for axes, values in ((middle, [statistics.gc_content(s) for s in real]), (right, [len(s) for s in real])):
             bins = _bins(axes is middle, shown, real)
             axes.hist(values, bins=bins, density=True, color="#D9D9D9", label="reference", zorder=0)
-            axes.legend(frameon=False, fontsize=8)
+        middle.legend(frameon=False, fontsize=8)
     else:
         left.set_xlabel(f"{SPECTRUM_K}-mers, most frequent first")
     left.set_ylabel("generated (per thousand)")
@@ -432,7 +432,7 @@ def _bins(of_gc: bool, groups: Mapping[str, Sequence[str]], real: Sequence[str])
     if of_gc:
         return np.linspace(0, 1, 41).tolist()
     lengths = [len(s) for sequences in (*groups.values(), real) for s in sequences]
-    low, high = min(lengths), max(lengths)
+    low, high = min(lengths) - 2, max(lengths) + 2
     return np.linspace(low - 0.5, high + 0.5, min(40, high - low + 1) + 1).tolist()
 
 

@@ -78,14 +78,18 @@ class Score(Pipeline):
         super().__init__(model, device=device, batch_size=batch_size, batch_tokens=batch_tokens)
         from vertebra.domains.dna.fasta_index import IndexedFasta
         from vertebra.domains.dna.model import DNALanguageModel
-        from vertebra.domains.dna.scoring import front_ids, is_masked, longest_window
+        from vertebra.domains.dna.scoring import is_masked, longest_window
 
         if strands not in ("both", "forward"):
             raise ConfigError(f"{self.name}: strands must be 'both' or 'forward', got {strands!r}.")
         if max_region < 1:
             raise ConfigError(f"{self.name}: max_region must be at least 1, got {max_region}.")
         assert isinstance(self.model, DNALanguageModel)
-        self.dna, self.masked, self.front = self.model, is_masked(self.model), len(front_ids(self.model, label))
+        self.dna, self.masked, self.front = (
+            self.model,
+            is_masked(self.model),
+            len(self.model.front_ids([] if label is None else [label])),
+        )
         longest = longest_window(self.model, label)
         self.window = longest if window is None else window
         if not 1 <= self.window <= longest:

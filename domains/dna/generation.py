@@ -29,24 +29,6 @@ def decoder_of(model: DNALanguageModel) -> Decoder:
     return Decoder(model.backbone, model.embed, model.head, model.embed.weight.device)
 
 
-def label_tokens(model: DNALanguageModel, labels: Sequence[str]) -> list[int]:
-    """Return the ids of label tokens, in the order of the model's classes.
-
-    Raises:
-        ConfigError: The model has no labels, or not these.
-    """
-    classes = model.spec.classes
-    for label in labels:
-        if not classes:
-            raise ConfigError(
-                f"label: this model was trained without labels, got {label!r}; leave it out, or train one with the "
-                "recipe dna/generate."
-            )
-        if label not in classes:
-            raise ConfigError(f"label: must be one of {', '.join(classes)}, got {label!r}.")
-    return sorted(model.tokenizer.vocab_size + classes.index(label) for label in set(labels))
-
-
 def prompt_ids(model: DNALanguageModel, labels: Sequence[str] = (), bases: str = "") -> Tensor:
     """Return the ids (T,) that stand before what is generated: ``[BOS]``, labels, bases.
 
@@ -54,8 +36,9 @@ def prompt_ids(model: DNALanguageModel, labels: Sequence[str] = (), bases: str =
         ConfigError: The model was trained without ``[BOS]`` and nothing else is given, or a label is unknown.
         DataError: Fewer bases than a token has.
     """
-    front = [model.tokenizer.bos_id] * model.spec.bos + label_tokens(model, labels)
-    ids = torch.tensor([*front, *(model.tokenizer.encode(bases).tolist() if bases else [])], dtype=torch.long)
+    ids = torch.tensor(
+        [*model.front_ids(labels), *(model.tokenizer.encode(bases).tolist() if bases else [])], dtype=torch.long
+    )
     if not len(ids):
         raise ConfigError(
             "prompt: this model was trained without [BOS], so it needs bases to begin with; give a prompt."

@@ -91,6 +91,24 @@ class DNALanguageModel(_DNAModel):
         """
         return self.head(self.embed_positions(ids, mask, segments))
 
+    def front_ids(self, labels: Sequence[str] = ()) -> list[int]:
+        """Return the ids that stand before the bases: ``[BOS]`` where the model was trained with it, and label tokens.
+
+        Raises:
+            ConfigError: The model has no labels, or not these.
+        """
+        classes = self.spec.classes
+        for label in labels:
+            if not classes:
+                raise ConfigError(
+                    f"label: this model was trained without labels, got {label!r}; leave it out, or train one with the "
+                    "recipe dna/generate."
+                )
+            if label not in classes:
+                raise ConfigError(f"label: must be one of {', '.join(classes)}, got {label!r}.")
+        tokens = sorted(self.tokenizer.vocab_size + classes.index(label) for label in set(labels))
+        return [self.tokenizer.bos_id] * self.spec.bos + tokens
+
     def embed_positions(self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Map ids (B, L) to the backbone's features (B, L, D)."""
         mask = self._check_ids(ids, mask)

@@ -46,26 +46,14 @@ def is_masked(model: DNALanguageModel) -> bool:
     return masked
 
 
-def front_ids(model: DNALanguageModel, label: str | None = None) -> list[int]:
-    """Ids that stand before the bases: ``[BOS]`` where the model was trained with it, then the label.
-
-    Raises:
-        ConfigError: The model knows no such label.
-    """
-    front = [model.tokenizer.bos_id] if model.spec.bos else []
-    if label is not None:
-        if label not in model.spec.classes:
-            known = ", ".join(model.spec.classes)
-            rule = f"must be one of the model's labels ({known})" if known else "needs a model trained with labels"
-            raise ConfigError(f"scoring: label {rule}, got {label!r}{'' if known else '; leave it out'}.")
-        front.append(model.tokenizer.vocab_size + model.spec.classes.index(label))
-    return front
+def _labels(label: str | None) -> list[str]:
+    return [] if label is None else [label]
 
 
 def longest_window(model: DNALanguageModel, label: str | None = None) -> int:
     """Bases of the longest window that the model was trained on."""
     k, stride = int(getattr(model.tokenizer, "k", 1)), int(getattr(model.tokenizer, "stride", 1))
-    return (model.spec.max_length - len(front_ids(model, label)) - 1) * stride + k
+    return (model.spec.max_length - len(model.front_ids(_labels(label))) - 1) * stride + k
 
 
 # ---------------------------------------------------------------- scores
@@ -119,7 +107,7 @@ def likelihood_ratios(
         ConfigError: Unknown label, or a masked model of k-mers.
         DataError: A window is shorter than a token.
     """
-    front, masked = front_ids(model, label), is_masked(model)
+    front, masked = model.front_ids(_labels(label)), is_masked(model)
     both = [*changes, *(change.other_strand() for change in changes)] if strands == "both" else list(changes)
     score = _masked_ratios if masked else _causal_ratios
     ratios = score(model, both, front, batch_tokens)
@@ -225,7 +213,7 @@ def slow_likelihood_ratio(
     model: DNALanguageModel, change: Change, *, strands: Strands = "both", label: str | None = None
 ) -> float:
     """Do what ``likelihood_ratios`` does for one change and a causal model, whole windows, one token at a time."""
-    front = front_ids(model, label)
+    front = model.front_ids(_labels(label))
 
     def total(window: str) -> float:
         ids, score = front + model.tokenizer.encode(window).tolist(), 0.0

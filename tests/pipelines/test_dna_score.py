@@ -338,7 +338,7 @@ def test_settings_that_cannot_be(model, genome, tmp_path):
         ({"window": 41}, r"^dna/score: window must be from 1 to 40 bases for this model, got 41\.$"),
         ({"strands": "one"}, r"^dna/score: strands must be 'both' or 'forward', got 'one'\.$"),
         ({"max_region": 0}, r"^dna/score: max_region must be at least 1, got 0\.$"),
-        ({"label": "x"}, r"^scoring: label needs a model trained with labels, got 'x'; leave it out\.$"),
+        ({"label": "x"}, r"^label: this model was trained without labels, got 'x'; leave it out"),
     ):
         with pytest.raises(ConfigError, match=text):
             pipeline("dna/score", model, **options)

@@ -122,9 +122,9 @@ def test_labels_stand_before_the_bases():
     assert np.abs(scores["liver"] - scores["brain"]).max() > 1e-3
     assert np.abs(scores["liver"] - scores[None]).max() > 1e-3
     assert (longest_window(model), longest_window(model, "liver")) == (40, 39)
-    with pytest.raises(ConfigError, match=r"^scoring: label must be one of .* \(liver, brain\), got 'skin'\.$"):
+    with pytest.raises(ConfigError, match=r"^label: must be one of liver, brain, got 'skin'\.$"):
         likelihood_ratios(model, changes, label="skin")
-    with pytest.raises(ConfigError, match=r"^scoring: label needs a model trained with labels, got 'a'; leave it out"):
+    with pytest.raises(ConfigError, match=r"^label: this model was trained without labels, got 'a'; leave it out"):
         likelihood_ratios(made(), changes, label="a")
 
 
