@@ -30,12 +30,17 @@ def build_pair(dim: int, depth: int) -> tuple[Hybrid, torch.nn.Module]:
     shape = {"hidden_size": dim, "num_hidden_layers": depth, "num_heads": 2 * dim // 64, "head_dim": 64}
     peer = transformers.Mamba2Model(transformers.Mamba2Config(**shape, state_size=64, n_groups=1, vocab_size=12)).eval()
     ours = HybridConfig(dim=dim, depth=depth, pattern="M", hidden_dim=0, mamba_head_dim=64, state_dim=64).build().eval()
-    state = {}
-    for key, value in peer.state_dict().items():
+    ours.load_state_dict(rename(peer.state_dict()))
+    return ours, peer
+
+
+def rename(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the peer's weights our names."""
+    state = {"norm.weight": weights["norm_f.weight"]}
+    for key, value in weights.items():
         if key.startswith("layers"):
             state[key.replace(".norm.", ".norm1.", 1).replace(".mixer.norm1.", ".mixer.norm.")] = value
-    ours.load_state_dict({**state, "norm.weight": peer.state_dict()["norm_f.weight"]})
-    return ours, peer
+    return state
 
 
 def timed(run: Callable[[], object]) -> float:

@@ -23,7 +23,7 @@ Implementation = Literal["sdpa", "flex"]
 KEY_BLOCK = 8192
 """Keys from which a step attends part by part, and keys of a part."""
 MASK_ELEMENTS = 1 << 24
-"""Largest mask of a step; beyond it the keys are taken part by part."""
+"""Largest mask of a step; a piece of a long prompt takes as few queries at a time as that needs."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,18 @@ class Attention(TokenMixer):
         keys, values, real, first = state.extend(k, v, mask)  # (B, G, S, K)
         old = torch.arange(first, state.position, device=x.device)
 
-        def seen(part: slice) -> Tensor:  # (T, S), or (B, 1, T, S) with padding
-            gap = new[:, None] - old[part]
+        def seen(rows: slice) -> Tensor:  # (rows, S), or (B, 1, rows, S) with padding
+            gap = new[rows, None] - old
             allowed = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
-            return allowed if real is None else ((allowed & real[:, None, part]) | (gap == 0))[:, None]
+            return allowed if real is None else ((allowed & real[:, None]) | (gap == 0))[:, None]
 
         count = keys.shape[2]
         if x.shape[1] == 1 and real is None:
             y = _sdpa(q, keys, values) if count < KEY_BLOCK else split_attention(q, keys, values)
-        elif x.shape[1] * count <= MASK_ELEMENTS:
-            y = _sdpa(q, keys, values, mask=seen(slice(None)))
-        else:  # a piece of a long prompt
-            y = split_attention(q, keys, values, lambda part: _five(seen(part)))
+        else:  # of a long prompt's piece as many queries at a time as their mask may be large
+            size = max(1, MASK_ELEMENTS // count)
+            rows = [slice(start, start + size) for start in range(0, x.shape[1], size)]
+            y = torch.cat([_sdpa(q[:, :, part], keys, values, mask=seen(part)) for part in rows], dim=2)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -353,10 +353,6 @@ def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate:
         scores = scores.masked_fill(~mask, -torch.inf)
     soft = torch.full_like(scores[0, 0], rate).triu(1) + torch.ones_like(scores[0, 0]).tril()  # (T, T)
     return (scores.softmax(-1) * soft).to(v.dtype) @ v
-
-
-def _five(mask: Tensor) -> Tensor:
-    return mask if mask.ndim == 2 else mask[:, None]  # (B, 1, 1, T, S): a group's heads have an axis of their own
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

@@ -117,7 +117,7 @@ class Mamba2(TokenMixer):
         assert isinstance(state, RecurrentState)
         layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
         y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
-        state.conv = conv.clone()
+        state.conv = conv if x.shape[1] == 1 else conv.clone()  # not a view of all columns
         return y
 
     def mixing_matrix(self, x: Tensor) -> Tensor:

@@ -100,4 +100,5 @@ class RecurrentState(MixerState):
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Remember what ``state_dict`` returned."""
         check_state(self.state_dict(), tensors)
-        self.conv, self.ssm = tensors["conv"].to(self.conv), tensors["ssm"].to(self.ssm)
+        self.conv.copy_(tensors["conv"])  # steps change them in place
+        self.ssm.copy_(tensors["ssm"])

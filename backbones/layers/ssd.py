@@ -275,16 +275,20 @@ def ssd_step(
         A: State decay, negative, shape (H,).
         B: Input projection, shape (B, G, N).
         C: Output projection, shape (B, G, N).
-        state: State before, shape (B, H, P, N), float32.
+        state: State before, shape (B, H, P, N), float32; where no gradient is asked for it is advanced in place.
 
     Returns:
         The output (B, H, P) in the dtype of ``x``, and the state after.
     """
-    repeats = x.shape[1] // B.shape[1]
-    b, c = (t.float().repeat_interleave(repeats, 1) for t in (B, C))  # (B, H, N)
+    batch, heads, width = x.shape
+    groups = B.shape[1]
     decay = (dt * A.float()).exp()[..., None, None]  # (B, H, 1, 1)
-    state = decay * state + (dt[..., None] * x.float())[..., None] * b[..., None, :]
-    return (state @ c[..., None])[..., 0].to(x.dtype), state
+    xdt = (x.float() * dt[..., None]).view(batch, groups, -1, 1)  # (B, G, R*P, 1)
+    state = state * decay if torch.is_grad_enabled() else state.mul_(decay)
+    grouped = state.view(batch, groups, heads // groups * width, -1)  # (B, G, R*P, N): a group shares B and C
+    b, c = B.float()[:, :, None], C.float()[..., None]  # (B, G, 1, N), (B, G, N, 1)
+    grouped = torch.addcmul(grouped, xdt, b) if torch.is_grad_enabled() else grouped.addcmul_(xdt, b)
+    return (grouped @ c).view(x.shape).to(x.dtype), grouped.view(state.shape)
 
 
 def ssd_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:  # noqa: N803

@@ -162,7 +162,7 @@ def test_long_contexts_attend_part_by_part_with_the_same_numbers(monkeypatch, na
             return torch.cat([*parts, *(backbone.step(x[:, t : t + 1], plain) for t in range(36, 40))], 1)
 
     whole = outputs()
-    monkeypatch.setattr(attention, "MASK_ELEMENTS", 0)
+    monkeypatch.setattr(attention, "MASK_ELEMENTS", 100)
     monkeypatch.setattr(attention, "KEY_BLOCK", 8)
     real = torch.cat([mask[:, :36], torch.ones(2, 40, dtype=torch.bool)], 1)
     torch.testing.assert_close(outputs()[real], whole[real], atol=1e-5, rtol=1e-5)

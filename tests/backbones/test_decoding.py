@@ -1,5 +1,7 @@
 """Generation against the uncached computation, for every preset; strategies against their definitions."""
 
+import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -211,3 +213,11 @@ def test_settings_say_what_is_wrong():
         generate(decoder, [torch.tensor([], dtype=torch.long)], Stop(max_new=1))
     with pytest.raises(ConfigError, match="beams cannot be streamed"):
         next(stream(decoder, PROMPTS, Stop(max_new=1), Strategy(method="beam")))
+
+
+def test_a_compiled_step_gives_the_same_tokens(monkeypatch):
+    decoder = make("hybrid_test")
+    wanted = [g.ids.tolist() for g in generate(decoder, PROMPTS, Stop(max_new=9, ids=[3]), Strategy(seed=1))]
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    compiled = dataclasses.replace(decoder, compiled=True)
+    assert [g.ids.tolist() for g in generate(compiled, PROMPTS, Stop(max_new=9, ids=[3]), Strategy(seed=1))] == wanted
