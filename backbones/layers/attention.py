@@ -263,20 +263,45 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: 
     pad = blocks * window - length
     span = (1 + sum(sides)) * window
 
-    def near(x: Tensor) -> Tensor:  # (B, G, T, K) -> (B*blocks, G, span, K)
+    def near(x: Tensor) -> Tensor:  # (B, G, T, K) -> (B, blocks, G, span, K), a view
         padded = F.pad(x, (0, 0, sides[0] * window, sides[1] * window + pad))
-        return padded.unfold(2, span, window).permute(0, 2, 1, 4, 3).flatten(0, 1)
+        return padded.unfold(2, span, window).permute(0, 2, 1, 4, 3)
 
-    folded = F.pad(q, (0, 0, 0, pad)).unflatten(2, (blocks, window)).transpose(1, 2).flatten(0, 1)
-    b = torch.arange(batch, device=q.device)[:, None, None, None]
-    start = torch.arange(blocks, device=q.device)[:, None, None] * window
-    q_at = start + torch.arange(window, device=q.device)[:, None]  # (blocks, W, 1)
-    k_at = start - sides[0] * window + torch.arange(span, device=q.device)  # (blocks, 1, span)
+    folded = F.pad(q, (0, 0, 0, pad)).unflatten(2, (blocks, window)).transpose(1, 2)  # (B, blocks, H, W, K)
+    keys, values = near(k), near(v)
+
+    def attend(part: slice) -> Tensor:  # (B, blocks of the part, H, W, K)
+        mask = _block_mask(layout, window, sides, part)
+        count = part.stop - part.start
+        mask = mask.expand(batch, count, 1, window, span).flatten(0, 1)
+        here, ks, vs = (t[:, part].flatten(0, 1) for t in (folded, keys, values))
+        y = _sdpa(here, ks, vs, mask=mask)
+        return y.unflatten(0, (batch, count))
+
+    # Without padding and packing all blocks that see no end of the sequence have one mask, made and held once.
+    last = blocks - 1 - sides[1]
+    if layout.plain:
+        parts = [slice(0, 1), *[slice(1, last)] * (last > 1), *(slice(i, i + 1) for i in range(max(last, 1), blocks))]
+    else:
+        size = max(1, MASK_ELEMENTS // (batch * window * span))
+        parts = [slice(start, min(start + size, blocks)) for start in range(0, blocks, size)]
+    y = torch.cat([attend(part) for part in parts], dim=1)
+    return y.transpose(1, 2).flatten(2, 3)[:, :, :length]
+
+
+def _block_mask(layout: Layout, window: int, sides: tuple[int, int], part: slice) -> Tensor:
+    """Return what the blocks of ``part`` see: bool (B or 1, blocks or 1, 1, W, span)."""
+    device, length = layout.device, layout.length
+    shared = layout.plain
+    numbers = torch.arange(part.start, part.start + 1 if shared else part.stop, device=device)
+    b = torch.arange(1 if shared else layout.batch, device=device)[:, None, None, None]
+    start = numbers[:, None, None] * window
+    q_at = start + torch.arange(window, device=device)[:, None]  # (blocks, W, 1)
+    k_at = start - sides[0] * window + torch.arange((1 + sum(sides)) * window, device=device)  # (blocks, 1, span)
     inside = (k_at >= 0) & (k_at < length)
     seen = layout.predicate(window)(b, b, q_at.clamp(max=length - 1), k_at.clamp(0, length - 1)) & inside
-    seen = (seen | (q_at == k_at)).expand(batch, blocks, window, span).flatten(0, 1)[:, None]
-    y = _sdpa(folded, near(k), near(v), mask=seen)  # (B*blocks, H, W, K)
-    return y.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]
+    seen = seen | (q_at == k_at)
+    return seen.expand(len(b), *seen.shape[-3:])[:, :, None]
 
 
 def partial_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

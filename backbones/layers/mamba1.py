@@ -116,8 +116,7 @@ class Mamba1(TokenMixer):
         """Map the next positions x (B, T, D) to (B, T, D)."""
         assert isinstance(state, RecurrentState)
         layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
-        y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
-        state.conv = conv.clone()
+        y, (state.conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
         return y
 
     def _scan(

@@ -116,8 +116,7 @@ class Mamba2(TokenMixer):
         """Map the next positions x (B, T, D) to (B, T, D)."""
         assert isinstance(state, RecurrentState)
         layout = Layout(x.shape[0], x.shape[1], x.device, causal=True, mask=mask)
-        y, (conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
-        state.conv = conv if x.shape[1] == 1 else conv.clone()  # not a view of all columns
+        y, (state.conv, state.ssm) = self.carry(x, layout, (state.conv, state.ssm))
         return y
 
     def mixing_matrix(self, x: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def join_piece(
 def leave_piece(columns: Tensor, ids: Tensor | None, ssm: Tensor, taps: int) -> Carried:
     """Return what the next piece needs: the last K-1 columns, the scan's state, and the columns' sequences."""
     kept = columns[:, columns.shape[1] - taps :]
+    if columns.shape[1] > taps + 1:
+        kept = kept.clone()  # a view would keep all columns alive
     return (kept, ssm) if ids is None else (kept, ssm, ids[:, ids.shape[1] - max(taps, 1) :])
 
 
