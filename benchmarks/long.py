@@ -135,7 +135,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.one:
         name, length, kind = args.one[0], int(args.one[1]), args.one[2]
-        print(json.dumps(measure(name, length, kind, 3 if length <= 16_384 else 1)))
+        print(json.dumps(measure(name, length, kind, 3 if length <= 4096 else 1)))
         return
     print(f"torch {torch.__version__}, {args.threads} threads, fp32, batch 1, width 256, 8 layers")
     results: dict[str, dict[str, dict[int, dict[str, float]]]] = {n: {} for n in MODELS}
