@@ -129,6 +129,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument(
+        "--kinds", nargs="+", choices=("forward", "training step"), default=["forward", "training step"]
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", nargs=3, metavar=("MODEL", "LENGTH", "KIND"), help="measure one, print JSON")
     args = parser.parse_args()
@@ -138,12 +142,12 @@ def main() -> None:
         print(json.dumps(measure(name, length, kind, 3 if length <= 4096 else 1)))
         return
     print(f"torch {torch.__version__}, {args.threads} threads, fp32, batch 1, width 256, 8 layers")
-    results: dict[str, dict[str, dict[int, dict[str, float]]]] = {n: {} for n in MODELS}
+    results: dict[str, dict[str, dict[int, dict[str, float]]]] = {n: {} for n in args.models}
     header = " | ".join(f"{n:,}" for n in args.lengths)
-    for kind in ("forward", "training step"):
+    for kind in args.kinds:
         print(f"\n{kind}: microseconds a base; peak memory in GiB\n\n| model | {header} | 131k / 16k |")
         print("| --- |" + " ---: |" * (len(args.lengths) + 1))
-        for name in MODELS:
+        for name in args.models:
             found = results[name].setdefault(kind, {})
             cells = []
             for length in args.lengths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +44,7 @@ def run_demo(domains: list[str], out: Path) -> Path:
 
 
 def demo_dna(samples: Path, results: Path, report: Report) -> None:
-    """Promoters against background, a genome scanned in windows, and embeddings of both."""
+    """Promoters against background, a genome scanned in windows, embeddings; then elements generated and scored."""
     classify = pipeline("dna/classify")
     inputs = [_head(samples / f"{name}.fa", results) for name in ("promoters", "background")]
     table = results / "classes.csv"
@@ -67,6 +68,49 @@ def demo_dna(samples: Path, results: Path, report: Report) -> None:
     with np.load(vectors) as archive:
         caption = "First two principal components of the language model's embeddings; it has seen no label."
         report.figure(_components(archive["embeddings"], truth), caption)
+    _demo_elements(samples, results, report)
+
+
+def _demo_elements(samples: Path, results: Path, report: Report) -> None:
+    """Generated promoters beside real ones, and what every substitution of a planted promoter costs."""
+    elements, made = samples / "elements.csv", results / "generated.fa"
+    pipeline(
+        "dna/generate",
+        labels=["bacterial", "background"],
+        count=60,
+        reference=elements,
+        motifs=["minus10=TATAAT", "minus35=TTGACA"],
+    ).run([], made)
+    words = f"--label bacterial --label background --count 60 --reference {elements} "
+    words += "--motif minus10=TATAAT --motif minus35=TTGACA"
+    report.section("dna/generate").code(f"vertebra run dna/generate -o {made} {words}")
+    summary = json.loads((results / "generated.fa.json").read_text(encoding="utf-8"))
+    rows = [
+        (
+            group,
+            facts["gc_mean"],
+            facts["motifs"]["minus10"],
+            facts["motifs"]["minus35"],
+            facts.get("share_new", float("nan")),
+        )
+        for group, facts in summary.items()
+    ]
+    report.table(rows, ("sequences", "GC", "share with TATAAT", "share with TTGACA", "share new"))
+    report.image(
+        results / "generated.fa.png", "4-mers, GC and lengths of what was generated, beside the sample's elements."
+    )
+
+    genome, scored = samples / "genome.fa", results / "scores.csv"
+    one = results / "one.bed"
+    one.write_text((samples / "genome.bed").read_text(encoding="ascii").splitlines()[0] + "\n", encoding="ascii")
+    score = pipeline(
+        "dna/score", "dna_elements", label="bacterial", reference=genome, window=81, strands="forward", figures=1
+    )
+    score.run([one], scored)
+    words = f"--reference {genome} --model dna_elements --label bacterial --window 81 --strands forward"
+    report.section("dna/score").code(f"vertebra run dna/score {one} -o {scored} {words}")
+    caption = "What every substitution of a planted promoter costs, in nats: its -35 and -10 boxes stand out."
+    report.image(next(results.glob("scores.csv.1.*.png")), caption)
 
 
 def _head(source: Path, folder: Path, count: int = 300) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -67,6 +68,13 @@ class Report:
     def figure(self, figure: Any, caption: str) -> Report:
         """Add a matplotlib figure; the caption is also its text for who cannot see it."""
         image = f'<img alt="{escape(caption)}" src="{data_uri(figure)}">'
+        self._parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
+        return self
+
+    def image(self, path: Path, caption: str) -> Report:
+        """Add a PNG file."""
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
         self._parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         return self
 

@@ -16,6 +16,7 @@ from vertebra.pipelines import base, figures
 from vertebra.pipelines.demo import run_demo
 from vertebra.pipelines.dna import Classify
 from vertebra.pipelines.dna_embed import Embed
+from vertebra.pipelines.dna_generate import Generate
 from vertebra.pipelines.report import Report
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
@@ -92,6 +93,11 @@ def tiny_models(tmp_path, monkeypatch):
     for cls, kind, spec in (
         (Classify, DNAClassifier, DNASpec(task="classification", classes=("negative", "positive"), **facts)),
         (Embed, DNALanguageModel, DNASpec(task="lm", **facts)),
+        (
+            Generate,
+            DNALanguageModel,
+            DNASpec(task="lm", classes=("background", "bacterial"), bos=True, eos=True, **{**facts, "max_length": 84}),
+        ),
     ):
         folder = save_model(kind(create_backbone("hybrid_test"), spec), tmp_path / "models" / cls.__name__)
         monkeypatch.setattr(cls, "default_model", str(folder))
@@ -119,12 +125,21 @@ def test_demo_runs_every_pipeline_into_one_report(tiny_models, tmp_path):
     path = run_demo(["dna"], out)
     assert path == out / "report.html"
     found = page(path)
-    assert found.tags.count("h2") == found.tags.count("img") == 3
+    assert found.tags.count("h2") == found.tags.count("img") == 5
     text = " ".join(found.words)
-    for expected in ("vertebra run dna/classify", "vertebra run dna/embed", "accuracy", "MCC", "AUROC"):
+    for expected in (
+        "vertebra run dna/classify",
+        "vertebra run dna/embed",
+        "vertebra run dna/generate",
+        "vertebra run dna/score",
+        "accuracy",
+        "MCC",
+        "AUROC",
+    ):
         assert expected in text
     results = {p.name for p in (out / "dna" / "results").iterdir()}
     assert {"classes.csv", "genome.csv", "genome.csv.windows.csv", "embeddings.npz"} <= results
+    assert {"generated.fa", "generated.fa.json", "scores.csv", "scores.csv.1.promoter_0.png"} <= results
     assert not list(out.rglob(".*"))
 
 
