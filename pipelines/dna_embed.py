@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 EMBED_ROWS = 4096
 """Embeddings that a Parquet row group holds."""
-CARRY_PIECE = 16_384
+CARRY_PIECE = 2048
 """Bases that are read at a time where the state is carried."""
+CARRY_ITEM = 1 << 18
+"""Bases whose vectors are summed up before they go on: little is kept of a chromosome, yet progress shows."""
 
 
 @verb(
@@ -117,19 +119,22 @@ class Embed(DNAPipeline):
             state = model.backbone.init_state(1, length + 1)
             if self.spec.bos:
                 model.backbone.step(model.embed(torch.tensor([[self.tokenizer.bos_id]], device=self.device)), state)
-        for start in range(0, length, CARRY_PIECE):
-            stop = min(start + CARRY_PIECE, length)
-            try:
-                ids = self.tokenizer.encode(fetch(start, stop))
-            except DataError as error:
-                bad(as_bad(error, file=file, record=name))
-                return
-            with torch.inference_mode():
-                inputs = torch.from_numpy(ids)[None].to(self.device)
-                features = model.backbone.step(model.embed(inputs), state)  # (1, T, D)
-                vector = features[0].double().mean(0).float().cpu().numpy()
-            data = Window(vector, start, stop - start, length, start == 0, stop == length)
-            yield Item(file=file, record=name, data=data, size=1, weight=stop - start, first=data.first)
+        for begin in range(0, length, CARRY_ITEM):
+            end = min(begin + CARRY_ITEM, length)
+            total = np.zeros(self.model.backbone.config.dim)
+            for start in range(begin, end, CARRY_PIECE):
+                try:
+                    ids = self.tokenizer.encode(fetch(start, min(start + CARRY_PIECE, end)))
+                except DataError as error:
+                    bad(as_bad(error, file=file, record=name))
+                    return
+                with torch.inference_mode():
+                    inputs = torch.from_numpy(ids)[None].to(self.device)
+                    features = model.backbone.step(model.embed(inputs), state)  # (1, T, D)
+                    total += features[0].double().sum(0).cpu().numpy()
+            vector = (total / (end - begin)).astype(np.float32)
+            data = Window(vector, begin, end - begin, length, begin == 0, end == length)
+            yield Item(file=file, record=name, data=data, size=1, weight=end - begin, first=data.first)
 
     def predict(self, items: list[Item]) -> list[Prediction]:
         """Embeddings of one batch of windows."""
@@ -166,7 +171,7 @@ class Embed(DNAPipeline):
         """Mean over the windows of a record; over its positions where the state was carried."""
         weights = np.ones(len(rows))
         if self.context == "carry":
-            weights = np.minimum(CARRY_PIECE, length - starts).astype(np.float64)
+            weights = np.minimum(CARRY_ITEM, length - starts).astype(np.float64)
         vector = np.average(rows.astype(np.float64), axis=0, weights=weights).astype(np.float32)
         return Prediction(vector, name=name, details={"length": length}, label="embedding")
 

@@ -49,6 +49,7 @@ def test_strange_letters_in_a_large_file_cost_their_record_alone(tmp_path, monke
 @pytest.mark.parametrize("backbone", ["hybrid_test,pattern=M", "illama_test,window=7", "hybrid_test,pattern=S"])
 def test_carried_state_equals_one_pass_over_the_whole_record(backbone, monkeypatch):
     monkeypatch.setattr("vertebra.pipelines.dna_embed.CARRY_PIECE", 64)
+    monkeypatch.setattr("vertebra.pipelines.dna_embed.CARRY_ITEM", 150)
     model = language(backbone)
     (_, long), (_, short) = sequences(777, 60)
     carried, within = pipeline("dna/embed", model, context="carry")([long, short])
