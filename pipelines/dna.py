@@ -49,7 +49,7 @@ class Window:
         last: Whether it is the record's last part.
     """
 
-    ids: NDArray[np.int64]
+    ids: NDArray[np.int64] | NDArray[np.float32]
     start: int
     bases: int
     length: int
