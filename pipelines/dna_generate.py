@@ -266,14 +266,14 @@ class Generate(Pipeline):
         from vertebra.domains.dna.generation import tokens_for
 
         spec = self.language.spec
-        most = tokens_for(self.language, self.max_bases, False) + spec.eos
+        most = tokens_for(self.language, self.max_bases) + spec.eos
         return Stop(max_new=most, ids=[self.language.tokenizer.sep_id] if spec.eos else [])
 
     def _grammar(self, requests: Sequence[Request]) -> Any:
         from vertebra.domains.dna.generation import grammar, tokens_for
 
-        fewest = tokens_for(self.language, self.min_bases, False)
-        most = tokens_for(self.language, self.max_bases, False)
+        fewest = tokens_for(self.language, self.min_bases)
+        most = tokens_for(self.language, self.max_bases)
         return grammar(self.language, [r.prompt for r in requests], fewest, most)
 
     def _beam(self, request: Request) -> Generated:

@@ -46,13 +46,12 @@ def prompt_ids(model: DNALanguageModel, labels: Sequence[str] = (), bases: str =
     return ids
 
 
-def tokens_for(model: DNALanguageModel, bases: int, prompted: bool) -> int:
+def tokens_for(model: DNALanguageModel, bases: int) -> int:
     """Return how many tokens ``bases`` more bases are, at least one."""
     tokenizer = model.tokenizer
     if not isinstance(tokenizer, KmerTokenizer):
         return max(1, bases)
-    first = 0 if prompted and tokenizer.stride == 1 else tokenizer.k - tokenizer.stride
-    return max(1, -(-(bases - first) // tokenizer.stride))
+    return max(1, -(-(bases - tokenizer.k + tokenizer.stride) // tokenizer.stride))
 
 
 def grammar(model: DNALanguageModel, prompts: Sequence[Tensor], min_tokens: int, max_tokens: int) -> Allowed:
