@@ -109,7 +109,10 @@ class State(ABC):
     @property
     @abstractmethod
     def growth(self) -> str:
-        """How memory grows with the position: ``constant``, ``ring`` (up to a window) or ``linear``."""
+        """How memory grows with the position.
+
+        ``constant``, ``ring`` (up to a window), ``rows`` or ``groups`` (with every finished one), or ``linear``.
+        """
 
     @abstractmethod
     def select(self, indices: Tensor) -> State:

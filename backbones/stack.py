@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vertebra.backbones.base import Backbone, BackboneConfig, State
+from vertebra.backbones.layers import recompute
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import Carried, MixerState, TokenMixer
 from vertebra.errors import ConfigError, ShapeError
@@ -130,10 +130,7 @@ class Block(nn.Module):
         return -(-whole // -(-whole // longest))  # evenly
 
     def _again(self, run: Callable[..., Any], *args: Any) -> Any:
-        """Call ``run``; under autograd keep its inputs alone and call it again in the backward pass."""
-        if not torch.is_grad_enabled():
-            return run(*args)
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=self.training)
+        return recompute.again(run, *args, training=self.training)
 
     def _mix(self, x: Tensor, layout: Layout, keep: Tensor | None) -> Tensor:
         return x + self._branch(self.mixer(self.norm1(x), layout), None if keep is None else keep[0])

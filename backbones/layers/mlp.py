@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Activation = Literal["gelu", "quick_gelu"]
 
 
 class SwiGLU(nn.Module):
@@ -24,3 +29,24 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., D)."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class MLP(nn.Module):
+    """fc2(activation(fc1(x))), with biases.
+
+    Args:
+        dim: Width D.
+        hidden_dim: Width between the projections.
+        activation: ``gelu``, exact; or ``quick_gelu``, x * sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415).
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.activation = activation
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (..., D) to (..., D)."""
+        h = self.fc1(x)
+        return self.fc2(F.gelu(h) if self.activation == "gelu" else h * torch.sigmoid(1.702 * h))
