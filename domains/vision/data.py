@@ -263,6 +263,11 @@ class ImageData(BaseData):
             return "give root, file, images or torchvision."
         return f"give {split} images, or {split}_fraction above 0."
 
+    def prepare_data(self) -> None:
+        """Download once for all processes of a machine."""
+        if self.torchvision is not None and self.download:
+            read_torchvision(self.torchvision, self.root or "data", download=True)
+
     def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
         """List the images, split them, and learn their facts from the training split."""
         known = spec if isinstance(spec, VisionSpec) else None

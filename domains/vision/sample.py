@@ -18,7 +18,7 @@ CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 SIDE = 32
 COUNT = 200
 _FINE = 4  # edges are drawn this much larger, then averaged
-_UNLIKE = 0.55  # least distance of the shape's colour from the background's, in the unit cube
+_UNLIKE = 0.4  # least distance of the shape's colour from the background's, in the unit cube
 Values = NDArray[np.float64]
 
 
@@ -41,9 +41,11 @@ def outline(kind: str) -> Values:
     )
 
 
-def draw_shape(rng: np.random.Generator, kind: str, height: int = SIDE, width: int = SIDE) -> Image.Image:
-    """Draw one shape on a texture, RGB."""
-    colour, first, second = draw_colours(rng)
+def draw_shape(
+    rng: np.random.Generator, kind: str, height: int = SIDE, width: int = SIDE, *, grey: bool = False
+) -> Image.Image:
+    """Draw one shape on a texture, RGB; ``grey`` draws in grey colours alone."""
+    colour, first, second = draw_colours(rng, grey=grey)
     share = draw_mask(rng, kind, height, width)[..., None]
     ground = draw_texture(rng, first, second, height, width)
     shade = rng.uniform(-0.08, 0.08) * np.linspace(-1, 1, height)[:, None, None]
@@ -68,15 +70,15 @@ def draw_mask(rng: np.random.Generator, kind: str, height: int, width: int) -> V
     return fine.reshape(height, _FINE, width, _FINE).mean((1, 3))
 
 
-def draw_colours(rng: np.random.Generator) -> tuple[Values, Values, Values]:
-    """Draw the colour of a shape and two of its background, unlike it."""
-    colour = rng.random(3)
-    ground: list[Values] = []
-    while len(ground) < 2:
-        other = rng.random(3)
-        if np.linalg.norm(other - colour) > _UNLIKE:
-            ground.append(other)
-    return colour, ground[0], ground[1]
+def draw_colours(rng: np.random.Generator, *, grey: bool = False) -> tuple[Values, Values, Values]:
+    """Draw the colour of a shape and two of its background; neither these nor their mixtures are like it."""
+    channels = 1 if grey else 3
+    colour = np.resize(rng.random(channels), 3)
+    while True:
+        first, second = (np.resize(rng.random(channels), 3) for _ in range(2))
+        mixtures = first + np.linspace(0, 1, 9)[:, None] * (second - first)
+        if np.linalg.norm(mixtures - colour, axis=1).min() > _UNLIKE:
+            return colour, first, second
 
 
 def draw_texture(rng: np.random.Generator, first: Values, second: Values, height: int, width: int) -> Values:
@@ -153,10 +155,10 @@ def _write_unsorted(rng: np.random.Generator, folder: Path) -> list[Path]:
         return paths[-1]
 
     paths: list[Path] = []
-    draw_shape(rng, "circle").convert("L").save(path("circle-grey.png"))
+    draw_shape(rng, "circle", grey=True).convert("L").save(path("circle-grey.png"))
     draw_shape(rng, "square").quantize(64).save(path("square-palette.png"))
     draw_shape(rng, "triangle", 64, 64).convert("CMYK").save(path("triangle-cmyk.jpg"), quality=95)
-    grey = np.asarray(draw_shape(rng, "star").convert("L")).astype(np.uint16)
+    grey = np.asarray(draw_shape(rng, "star", grey=True).convert("L")).astype(np.uint16)
     Image.fromarray(grey * 257).save(path("star-16bit.png"))
     exif = Image.Exif()
     exif[0x0112] = 6  # held upright

@@ -14,6 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,7 +177,7 @@ def read_unlabelled(files: str | Path | Sequence[str | Path]) -> ImageTable:
         found = list_images(path) if path.is_dir() else [path]
         if not found:
             raise DataError(f"{path}: there must be an image in the folder ({_endings()}), got none.")
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{path}: there is no such file; correct the path.")
         paths += found
         names += [p.relative_to(path).as_posix() if path.is_dir() and len(given) == 1 else str(p) for p in found]
@@ -235,8 +236,14 @@ def read_csv(file: str | Path, *, labelled: bool = True) -> ImageTable:
     file = Path(file)
     text = _read_text(file)
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter)
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        columns = reader.fieldnames or []
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as e:
+        raise DataError(
+            f"{file}, line {reader.line_num + 1}: this is not a row of a CSV ({e}); mend the line."
+        ) from None
     has_labels, has_splits = "label" in columns, "split" in columns
     for column in ("path", "label") if labelled else ("path",):
         if column not in columns:
@@ -245,15 +252,15 @@ def read_csv(file: str | Path, *, labelled: bool = True) -> ImageTable:
     labels: list[str] = []
     splits: list[SplitName] = []
     lines: dict[Path, int] = {}
-    for row in reader:
-        at = f"{file}, line {reader.line_num}"
+    for line, row in rows:
+        at = f"{file}, line {line}"
         name = (row["path"] or "").strip()
         path = file.parent / name
-        if not name or not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises at a name that is too long
             raise DataError(f"{at}: path must name a file, relative to {file.parent}, got {name!r}; correct the path.")
         if path in lines:
             raise DataError(f"{at}: a path must come once, got {name!r} (also line {lines[path]}); remove one of them.")
-        lines[path] = reader.line_num
+        lines[path] = line
         names.append(name)
         if has_labels:
             labels.append((row["label"] or "").strip())
