@@ -1,0 +1,1 @@
+"""Images: classification and generation."""
