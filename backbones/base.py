@@ -58,6 +58,10 @@ class BackboneConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{type(self).__name__}: {name} must be at least 1, got {getattr(self, name)}.")
 
+    def encoder(self: C) -> C:
+        """Return the config of a bidirectional encoder of the same structure."""
+        return self.replace(causal=False)
+
     def build(self) -> Backbone:
         """Make the backbone with fresh weights."""
         raise TypeError(f"{type(self).__name__} is abstract; use a family's config or the name of a preset.")
