@@ -23,7 +23,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from vertebra.backbones.catalog import families, presets
+from vertebra.backbones.catalog import ADAPTERS, families, presets
 from vertebra.errors import ConfigError, ShapeError, UnknownNameError
 
 C = TypeVar("C", bound="BackboneConfig")
@@ -215,6 +215,10 @@ class Backbone(nn.Module, ABC):
         """Names of parameters with two or more axes that weight decay must leave alone."""
         return set()
 
+    def read_last(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to the features (B, D) of the last position alone."""
+        return self(x)[:, -1]
+
     @property
     def num_layers(self) -> int:
         """Number of layers, as layer-wise learning rates count them."""
@@ -271,7 +275,7 @@ def config_class(family: str) -> type[BackboneConfig]:
     Raises:
         UnknownNameError: No such family.
     """
-    if family not in families():
+    if family not in (*families(), *ADAPTERS):
         raise UnknownNameError("backbone family", family, families())
     import_module(f"vertebra.backbones.{family}")
     return _FAMILIES[family]
@@ -281,8 +285,9 @@ def resolve(backbone: BackboneConfig | str, **changes: Any) -> BackboneConfig:
     """Return the config a user's word stands for.
 
     Args:
-        backbone: A config; or a preset's name, a bundled model's name, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``,
-            each optionally followed by changed fields: ``illama_nano,causal=false,depth=6``.
+        backbone: A config; or a preset's name, a bundled model's name, ``local-dir:PATH``, ``hf-hub:ORG/NAME``, or
+            ``timm:NAME`` for an image model of timm, each optionally followed by changed fields:
+            ``illama_nano,causal=false,depth=6``.
         **changes: Fields to replace, last.
 
     Raises:
@@ -296,6 +301,10 @@ def resolve(backbone: BackboneConfig | str, **changes: Any) -> BackboneConfig:
             from vertebra.backbones.pretrained import read_backbone_config
 
             config = read_backbone_config(name)
+        elif name.startswith("timm:"):
+            from vertebra.backbones.timm import timm_config
+
+            return timm_config(name.removeprefix("timm:"), changes)
         else:
             config = _preset_config(name)
     else:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _HERE = Path(__file__).parent
+ADAPTERS = ("timm",)
+"""Families without presets: whole models of other libraries."""
 
 
 @dataclass(frozen=True)

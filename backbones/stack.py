@@ -112,6 +112,12 @@ class Block(nn.Module):
             outputs.append(part)
         return torch.cat(outputs, dim=1)
 
+    def read_last(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to the output (B, 1, D) of the last position alone."""
+        keep = self._keep(x)
+        y = self.mixer.read_last(self.norm1(x), layout)
+        return self._channels(x[:, -1:] + self._branch(y, None if keep is None else keep[0]), keep)
+
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
         x = x + self.mixer.step(self.norm1(x), state, mask)
@@ -233,6 +239,16 @@ class SequenceBackbone(Backbone):
             if hidden is not None:
                 hidden.append(x.reshape(shape))
         return self.norm(x).reshape(shape)
+
+    def read_last(self, x: Tensor) -> Tensor:
+        """Map x (B, T, D) to the features (B, D) of the last position: the last layer is spared the others."""
+        self._check(x, None, None)
+        layout = Layout(batch=x.shape[0], length=x.shape[1], device=x.device, causal=self.config.causal)
+        for layer in self.layers[:-1]:
+            x = layer(x, layout)
+        last = self.layers[-1]
+        assert isinstance(last, Block)
+        return self.norm(last.read_last(x, layout))[:, 0]
 
     def init_state(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ Implementation = Literal["sdpa", "flex"]
 
 KEY_BLOCK = 8192
 """Keys from which a step attends part by part, and keys of a part."""
+LONG_SOFT_MASK = 1024
+"""Positions from which the soft mask is applied without making the weights; below, making them is faster."""
 MASK_ELEMENTS = 1 << 24
 """Largest mask of a step; a piece of a long prompt takes as few queries at a time as that needs."""
 
@@ -93,6 +95,22 @@ class Attention(TokenMixer):
             y = _sdpa(q, k, v, mask=layout.dense(self.window))
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
 
+    def read_last(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to the output (B, 1, D) of the last position, which no causal or soft mask damps."""
+        if self.window is not None or not layout.reads_all_last:
+            return super().read_last(x, layout)
+        cut = self.num_heads * self.head_dim
+        weight, bias = self.qkv.weight.split([cut, len(self.qkv.weight) - cut]), self.qkv.bias
+        biases = (None, None) if bias is None else bias.split([cut, len(bias) - cut])
+        q = F.linear(x[:, -1:], weight[0], biases[0]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        keys_values = F.linear(x, weight[1], biases[1]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        k, v = keys_values.chunk(2, dim=1)  # (B, G, T, K)
+        if self.rope is not None:
+            angles = rope_angles(torch.arange(x.shape[1], device=x.device), self.rope.width, self.rope.theta)
+            k = rotate(k, angles, self.rope.interleaved)
+            q = rotate(q, (angles[0][-1:], angles[1][-1:]), self.rope.interleaved)
+        return self.proj(_sdpa(q, k, v).transpose(1, 2).flatten(2))
+
     def init_state(self, batch: int, max_len: int, dtype: torch.dtype, device: torch.device) -> AttentionState:
         """Make the empty state: a ring of ``window`` positions, or a buffer that grows up to ``max_len``."""
         ring = self.window is not None and self.window < max_len
@@ -126,10 +144,12 @@ class Attention(TokenMixer):
         """Return q (B, H, T, K), k and v (B, G, T, K)."""
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
-        q, k, v = heads.split(sizes, dim=1)
-        if self.rope is not None:
-            angles = rope_angles(positions, self.rope.width, self.rope.theta)
-            q, k = rotate(q, angles, self.rope.interleaved), rotate(k, angles, self.rope.interleaved)
+        if self.rope is None:
+            q, k, v = heads.split(sizes, dim=1)
+            return q, k, v
+        angles = rope_angles(positions, self.rope.width, self.rope.theta)
+        turned, v = heads.split([sum(sizes[:2]), sizes[2]], dim=1)
+        q, k = rotate(turned, angles, self.rope.interleaved).split(sizes[:2], dim=1)
         return q, k, v
 
 
@@ -371,13 +391,60 @@ def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate:
     https://arxiv.org/abs/2404.06773, equation 2 and algorithm 1).
     """
     repeats = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    scores = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5  # (B, H, T, T)
+    if layout.mask is None and layout.segments is None and q.device.type == "cpu" and q.shape[2] >= LONG_SOFT_MASK:
+        return long_soft_masked_attention(q, k, v, rate)
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()  # (B, H, T, T)
     mask = layout.dense()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    soft = torch.full_like(scores[0, 0], rate).triu(1) + torch.ones_like(scores[0, 0]).tril()  # (T, T)
-    return (scores.softmax(-1) * soft).to(v.dtype) @ v
+    weights = scores.softmax(-1)
+    if rate == 0:
+        weights = weights.tril() if torch.is_grad_enabled() else weights.tril_()
+    elif rate != 1:
+        soft = weights.new_full(weights.shape[-2:], rate).triu(1) + weights.new_ones(weights.shape[-2:]).tril()
+        weights = weights * soft  # (T, T)
+    return weights.to(v.dtype) @ v
+
+
+def long_soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, rate: float) -> Tensor:
+    """``soft_masked_attention`` of whole sequences in memory linear in T: the weights are never made.
+
+    Causal attention has the same weights up to its smaller sum, so out = causal * exp(total_causal - total), and the
+    soft mask mixes it with attention to all: rate * all + (1 - rate) * out.
+    """
+    everything, total = _AttentionWithTotal.apply(q, k, v, False)
+    if rate == 1:
+        return everything
+    causal, total_causal = _AttentionWithTotal.apply(q, k, v, True)
+    damped = causal * (total_causal - total).exp()[..., None].to(causal.dtype)
+    return damped if rate == 0 else rate * everything + (1 - rate) * damped
+
+
+class _AttentionWithTotal(torch.autograd.Function):
+    """Attention and the log of the sum of its exponentials (B, H, T), which torch's kernel has no gradient for."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        repeats = q.shape[1] // k.shape[1]
+        keys, values = (t.repeat_interleave(repeats, 1) if repeats > 1 else t for t in (k, v))
+        y, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, 0.0, causal)
+        ctx.save_for_backward(q, k, v)
+        ctx.causal = causal
+        return y, total
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, dtotal: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+        scale, weight = q.shape[-1] ** -0.5, dtotal[..., None].to(q.dtype)
+        with torch.enable_grad():
+            y = _sdpa(q, k, v, is_causal=ctx.causal)
+            # d total / d q is the mean of the keys under the weights; d total / d k what a value's gradient is for q.
+            means = _sdpa(q.detach(), k.detach(), (stand_in := k.detach().requires_grad_()), is_causal=ctx.causal)
+        dq, dk, dv = torch.autograd.grad(y, (q, k, v), dy)
+        (spread,) = torch.autograd.grad(means, stand_in, q.detach() * weight)
+        return dq + scale * weight * means.detach(), dk + scale * spread, dv, None
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False) -> Tensor:

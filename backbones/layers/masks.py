@@ -49,6 +49,11 @@ class Layout:
         special = (self.mask, self.segments, self.block, self.tree)
         return all(s is None for s in special) and self.prefix == 0
 
+    @property
+    def reads_all_last(self) -> bool:
+        """Whether the last position sees all others."""
+        return self.mask is None and self.segments is None and self.tree is None
+
     def reversed(self) -> Layout:
         """Return the layout of the sequences read from their end."""
         if self.prefix or self.block is not None or self.tree is not None:

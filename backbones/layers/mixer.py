@@ -98,6 +98,10 @@ class TokenMixer(nn.Module, ABC):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
 
+    def read_last(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to the output (B, 1, D) of the last position alone."""
+        return self(x, layout)[:, -1:]
+
     def carry(self, x: Tensor, layout: Layout, carried: Carried | None) -> tuple[Tensor, Carried]:
         """Map a piece x (B, T, D) of longer sequences to (B, T, D), with gradients from piece to piece.
 

@@ -6,7 +6,13 @@ import torch.nn.functional as F
 
 from vertebra.backbones.base import create_backbone
 from vertebra.backbones.layers import attention
-from vertebra.backbones.layers.attention import Attention, Rope, split_attention
+from vertebra.backbones.layers.attention import (
+    Attention,
+    Rope,
+    long_soft_masked_attention,
+    soft_masked_attention,
+    split_attention,
+)
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.reference.attention import attention_by_query
 from vertebra.errors import ConfigError, ShapeError
@@ -166,3 +172,24 @@ def test_long_contexts_attend_part_by_part_with_the_same_numbers(monkeypatch, na
     monkeypatch.setattr(attention, "KEY_BLOCK", 8)
     real = torch.cat([mask[:, :36], torch.ones(2, 40, dtype=torch.bool)], 1)
     torch.testing.assert_close(outputs()[real], whole[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_soft_mask_without_its_weights_equals_the_plain_product(rate, kv_heads):
+    results = []
+    for form in (soft_masked_attention, None):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, h, 37, 8, requires_grad=True) for h in (4, kv_heads, kv_heads))
+        y = form(q, k, v, layout(2, 37), rate) if form else long_soft_masked_attention(q, k, v, rate)
+        y.pow(3).sum().backward()
+        results.append([y, q.grad, k.grad, v.grad])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
+
+
+def test_long_soft_masks_take_the_form_without_weights(monkeypatch):
+    q = torch.randn(1, 2, 50, 8)
+    plain = soft_masked_attention(q, q, q, layout(1, 50), 0.3)
+    monkeypatch.setattr(attention, "LONG_SOFT_MASK", 50)
+    monkeypatch.setattr(torch.Tensor, "softmax", None)
+    torch.testing.assert_close(soft_masked_attention(q, q, q, layout(1, 50), 0.3), plain)

@@ -76,6 +76,13 @@ def test_bidirectional_output_sees_both_sides(name):
 
 
 @every_form
+def test_reading_the_last_position_alone(name, causal):
+    backbone = build(name, causal)
+    x = torch.randn(2, 37, backbone.config.dim)
+    torch.testing.assert_close(backbone.read_last(x), backbone(x)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@every_form
 def test_packed_sequences_are_as_if_alone(name, causal):
     backbone = build(name, causal)
     lengths = [1, 9, 70, 3, 1]
