@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
+from vertebra.backbones.catalog import ADAPTERS
 from vertebra.backbones.pretrained import LoadReport, load_backbone, load_state, model_folder, read_tensors
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler
 from vertebra.domains.model import DomainModel
@@ -188,6 +189,8 @@ class BaseTask(pl.LightningModule, ABC):
         unfreeze_at: Epoch at which a frozen backbone begins to learn; None for never.
     """
 
+    reads_images: ClassVar[bool] = False
+    """Whether the task takes whole image models of another library as its backbone."""
     model: DomainModel
     """Built by ``build``, once the data's spec is known."""
     _given: dict[str, Any]
@@ -217,6 +220,11 @@ class BaseTask(pl.LightningModule, ABC):
             self.backbone_config = BackboneConfig.from_dict(dict(backbone))
         else:
             self.backbone_config = resolve(backbone)
+        if self.backbone_config.family in ADAPTERS and not self.reads_images:
+            raise ConfigError(
+                f"{type(self).__name__}: a model of {self.backbone_config.family} reads images only; choose a backbone "
+                "of `vertebra list backbones`."
+            )
         if isinstance(optimizer, Mapping):
             optimizer = OptimizerConfig(**optimizer)
         self.optimizer_config = optimizer or OptimizerConfig()
@@ -247,6 +255,15 @@ class BaseTask(pl.LightningModule, ABC):
     def spec(self) -> DataSpec | None:
         """Spec of the model; None before it is built."""
         return self.model.spec if self.is_built else None
+
+    @property
+    def final_model(self) -> DomainModel:
+        """What a training leaves: the model, or the average of its weights where the task keeps one."""
+        return self.model
+
+    def write_results(self, folder: Path) -> list[str]:
+        """Write what is worth keeping of the last evaluation into a run folder; return the names of the files."""
+        return []
 
     @property
     def is_built(self) -> bool:
@@ -312,7 +329,7 @@ class BaseTask(pl.LightningModule, ABC):
     # ------------------------------------------------------------ training
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with its schedule stepped at every optimizer step."""
+        """The optimizer, with its schedule stepped at every optimizer step."""
         steps = self.trainer.estimated_stepping_batches
         optimizer, schedule = build_optimizer(self.model, self.optimizer_config, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -381,7 +398,7 @@ def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> Lo
         tensors = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
     else:
         tensors = read_tensors(model_folder(source))
-    own = model.state_dict()
+    own, tensors = model.state_dict(), model.adapt(tensors)
     other = [k for k in own if not k.startswith("backbone.")]
     if parts == "backbone":
         keep = ("backbone.", *(f"{part}." for part in model.input_parts))
@@ -421,7 +438,7 @@ def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()
     cls = import_class(checkpoint["class_path"], BaseTask, allow_modules=allow_modules, source=path)
     task = cls(**checkpoint["hyper_parameters"])
     assert isinstance(task, BaseTask)
-    task.build(DataSpec.from_dict(checkpoint["spec"]))
+    task.on_load_checkpoint(checkpoint)
     load_state(task, checkpoint["state_dict"], source=f"the weights of {path}")
     return task.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
 from vertebra.domains.spec import DataSpec
@@ -31,3 +31,11 @@ class DomainModel(nn.Module):
         self.backbone = backbone
         self.spec = spec
         self.arguments = arguments
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters outside of the backbone that weight decay must leave alone."""
+        return set()
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Change weights of a like model, by name, to the shapes of this one, where that has a meaning."""
+        return tensors

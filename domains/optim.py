@@ -1,4 +1,4 @@
-"""AdamW with warm-up and a schedule; decay on matrices only; learning rates by layer."""
+"""Optimizers with warm-up and a schedule; decay on matrices only; learning rates by layer."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule.
+    """An optimizer and its schedule.
 
     Args:
+        name: ``adamw``; ``lamb`` (https://arxiv.org/abs/1904.00962), for large batches and FIT, or ``lion``
+            (https://arxiv.org/abs/2302.06675), which needs about a tenth of the learning rate; both are timm's.
         lr: Peak learning rate.
         weight_decay: Decoupled decay of the matrices; embeddings, norms, biases and state-space parameters have none.
         betas: Decay rates of the two moments.
@@ -33,6 +35,7 @@ class OptimizerConfig:
         backbone_lr_ratio: Learning rate of backbone and embedding, relative to that of the head.
     """
 
+    name: Literal["adamw", "lamb", "lion"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
@@ -48,6 +51,8 @@ class OptimizerConfig:
         for name in ("lr", "layer_decay", "backbone_lr_ratio"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"OptimizerConfig: {name} must be above 0, got {getattr(self, name)}.")
+        if self.name not in ("adamw", "lamb", "lion"):
+            raise ConfigError(f"OptimizerConfig: name must be adamw, lamb or lion, got {self.name!r}.")
         if self.schedule not in ("cosine", "linear", "constant"):
             raise ConfigError(f"OptimizerConfig: schedule must be cosine, linear or constant, got {self.schedule!r}.")
         if self.warmup < 0 or not 0 <= self.min_lr_ratio <= 1:
@@ -77,7 +82,7 @@ def parameter_table(module: nn.Module, config: OptimizerConfig) -> dict[str, tup
         config: Rates and factors.
     """
     model = module if isinstance(module, DomainModel) else None
-    exempt = {f"backbone.{name}" for name in model.backbone.no_weight_decay()} if model else set()
+    exempt = {f"backbone.{n}" for n in model.backbone.no_weight_decay()} | model.no_weight_decay() if model else set()
     plain = {id(p) for m in module.modules() if _never_decays(m) for p in m.parameters(recurse=False)}
     table = {}
     for name, parameter in module.named_parameters():
@@ -108,10 +113,10 @@ def _rate(name: str, model: DomainModel | None, config: OptimizerConfig) -> floa
 
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, total_steps: float
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """Make AdamW over the parameter groups, and its schedule, stepped once an optimizer step.
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """Make the optimizer over the parameter groups, and its schedule, stepped once an optimizer step.
 
-    Frozen parameters are included, so that they can be unfrozen later; AdamW passes over those without gradient.
+    Frozen parameters are included, so that they can be unfrozen later; optimizers pass over those without gradient.
 
     Args:
         module: What to train.
@@ -133,5 +138,16 @@ def build_optimizer(
     for name, parameter in module.named_parameters():
         lr, decay = table[name]
         groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})["params"].append(parameter)
-    optimizer = torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps)
+    optimizer = _make(config, list(groups.values()))
     return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, config, int(total_steps)))
+
+
+def _make(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    from timm.optim.lamb import Lamb
+    from timm.optim.lion import Lion
+
+    if config.name == "lamb":
+        return Lamb(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return Lion(groups, lr=config.lr, betas=config.betas)

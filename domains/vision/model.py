@@ -1,0 +1,212 @@
+"""Image classifiers: patch embedding, backbone, head; plain torch.
+
+With a causal backbone, or iLLaMA's soft mask, this is iLLaMA (https://arxiv.org/abs/2404.06773): learned positions
+beside the rotary ones, and [cls] behind the patches, where it sees all of them. Other backbones read the patches as a
+grid, and their features are averaged.
+
+Shapes: B images, C channels, H x W pixels, P patch size, h x w patches, D width, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vertebra.backbones.base import Backbone
+from vertebra.backbones.illama import ILLaMA
+from vertebra.backbones.timm import TimmBackbone
+from vertebra.domains.model import DomainModel
+from vertebra.domains.vision.spec import VisionSpec
+from vertebra.errors import ConfigError, ShapeError
+
+Pooling = Literal["cls", "mean"]
+Positions = Literal["learned", "none"]
+
+
+class ImageClassifier(DomainModel):
+    """Classes of images.
+
+    Args:
+        backbone: The shared part; a model of timm is used whole, with its own patches and pooling.
+        spec: Facts about the data; an empty ``classes`` makes a model without head, whose output is the features.
+        patch_size: P.
+        pooling: ``cls``: a learned token behind the patches is read, which a causal backbone needs; ``mean``: the mean
+            of all patches; ``auto``: ``cls`` where later patches are hidden, otherwise ``mean``.
+        positions: ``learned``: a vector for every patch is added, interpolated for images of another size.
+        dropout: Share of the pooled features that is zeroed in training.
+        soft_mask_rate: Weight of later patches in a backbone with ``soft_mask``, 1 to 0; see ``set_soft_mask``.
+    """
+
+    task: ClassVar[str] = "vision/classification"
+    input_parts: ClassVar[tuple[str, ...]] = ("patch_embed", "cls_token", "pos_embed")
+    spec: VisionSpec
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: VisionSpec,
+        *,
+        patch_size: int = 16,
+        pooling: Pooling | Literal["auto"] = "auto",
+        positions: Positions = "learned",
+        dropout: float = 0.0,
+        soft_mask_rate: float = 0.0,
+    ) -> None:
+        config = backbone.config
+        if pooling == "auto":
+            pooling = "cls" if config.causal or getattr(config, "soft_mask", False) else "mean"
+        super().__init__(
+            backbone,
+            spec,
+            patch_size=patch_size,
+            pooling=pooling,
+            positions=positions,
+            dropout=dropout,
+            soft_mask_rate=soft_mask_rate,
+        )
+        if pooling not in ("cls", "mean") or positions not in ("learned", "none"):
+            raise ConfigError(
+                f"ImageClassifier: pooling must be cls, mean or auto and positions learned or none, got {pooling!r} "
+                f"and {positions!r}."
+            )
+        self.patch_size, self.pooling = patch_size, pooling
+        self.whole = isinstance(backbone, TimmBackbone)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(config.dim, len(spec.classes)) if spec.classes else nn.Identity()
+        if not self.whole:
+            self.grid = self._grid(spec.height, spec.width)
+            count = self.grid[0] * self.grid[1] + (pooling == "cls")
+            self.patch_embed = PatchEmbedding(spec.channels, config.dim, patch_size)
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if pooling == "cls" else None
+            self.pos_embed = nn.Parameter(torch.zeros(1, count, config.dim)) if positions == "learned" else None
+        self.init_weights()
+        if soft_mask_rate:
+            self.set_soft_mask(soft_mask_rate)
+
+    def init_weights(self) -> None:
+        """Draw fresh weights of everything but the backbone.
+
+        | parameter | distribution |
+        | --- | --- |
+        | cls_token, pos_embed, head | normal, std 0.02, cut at 2 std |
+        | patch_embed | torch's default, as in the paper's code |
+        | biases | 0 |
+        """
+        drawn = [self.head.weight] if isinstance(self.head, nn.Linear) else []
+        drawn += [p for n in ("cls_token", "pos_embed") if (p := getattr(self, n, None)) is not None]
+        for parameter in drawn:
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
+        if isinstance(self.head, nn.Linear):
+            nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to logits (B, K)."""
+        return self.head(self.dropout(self.embed_images(images)))
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to one vector an image (B, D)."""
+        if isinstance(self.backbone, TimmBackbone):
+            return self.backbone.pooled(images)
+        x = self.embed_patches(images)
+        if self.pooling == "cls":
+            return self.backbone.read_last(x)
+        return self.backbone(x).flatten(1, -2).mean(1)
+
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to what the backbone reads: (B, h, w, D), or (B, h * w + 1, D) with [cls] last."""
+        if images.ndim != 4 or images.shape[1] != self.spec.channels:
+            raise ShapeError(
+                f"ImageClassifier: images must be (B, {self.spec.channels}, H, W), got {tuple(images.shape)}."
+            )
+        x = self.patch_embed(images)  # (B, h, w, D)
+        grid = (x.shape[1], x.shape[2])
+        positions: Tensor | None = self.pos_embed
+        if positions is not None and grid != self.grid:
+            positions = resize_positions(positions, self.grid, grid)
+        if self.cls_token is None:
+            return x if positions is None else x + positions.unflatten(1, grid)
+        x = torch.cat([x.flatten(1, 2), self.cls_token.expand(len(x), -1, -1)], dim=1)  # (B, h * w + 1, D)
+        return x if positions is None else x + positions
+
+    def set_soft_mask(self, rate: float) -> None:
+        """Set the weight of later patches: 1 as in a vision transformer, 0 causal; the schedule calls it every step."""
+        if not isinstance(self.backbone, ILLaMA):
+            raise ConfigError(
+                f"soft_mask_rate={rate} needs an iLLaMA backbone, got {self.backbone.config.family}; use "
+                "illama_tiny,causal=false,soft_mask=true, or leave it out."
+            )
+        self.backbone.set_soft_mask(rate)
+        self.arguments["soft_mask_rate"] = rate
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        return {"cls_token", "pos_embed"}
+
+    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Change weights of the same model for another image size or number of channels to this one's.
+
+        Learned positions are interpolated, as the paper does for 384 pixels; the patch embedding of RGB is summed for
+        grey images, and that of grey images shared out over R, G and B, so that a grey picture gives the same features.
+        """
+        changed = dict(tensors)
+        own = self.state_dict()
+        key = "pos_embed"
+        if key in own and key in tensors and tensors[key].shape != own[key].shape:
+            side = round((tensors[key].shape[1] - (self.cls_token is not None)) ** 0.5)
+            if side * side + (self.cls_token is not None) == tensors[key].shape[1]:
+                changed[key] = resize_positions(tensors[key], (side, side), self.grid)
+        key = "patch_embed.proj.weight"
+        if key in own and key in tensors and tensors[key].shape[1] != own[key].shape[1]:
+            channels = own[key].shape[1]
+            grey = tensors[key].sum(1, keepdim=True)
+            changed[key] = grey if channels == 1 else grey.expand(-1, channels, -1, -1) / channels
+        return changed
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:
+            fitting = [p for p in range(2, min(height, width) + 1) if height % p == 0 and width % p == 0]
+            raise ConfigError(
+                f"patch_size={self.patch_size} must divide the image size {height} x {width}; choose "
+                f"{' or '.join(map(str, fitting[:4])) or 1}, or another data.size."
+            )
+        return height // self.patch_size, width // self.patch_size
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of P x P pixels to vectors (https://arxiv.org/abs/2010.11929, equation 1).
+
+    Args:
+        channels: C.
+        dim: D.
+        patch_size: P.
+    """
+
+    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to (B, h, w, D)."""
+        if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
+            raise ShapeError(
+                f"PatchEmbedding: height and width must be multiples of {self.patch_size}, got {tuple(images.shape)}."
+            )
+        return self.proj(images).movedim(1, -1)
+
+
+def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Interpolate learned positions for another grid of patches (bicubic, not antialiased, as iLLaMA's code does).
+
+    Args:
+        positions: (1, N, D), of a grid in raster order; a further row, which belongs to [cls], is kept.
+        old: Rows and columns of that grid.
+        new: Rows and columns that are wanted.
+    """
+    count = old[0] * old[1]
+    grid = positions[:, :count].unflatten(1, old).movedim(-1, 1)  # (1, D, h, w)
+    grid = F.interpolate(grid.float(), size=new, mode="bicubic", align_corners=False).to(positions.dtype)
+    return torch.cat([grid.flatten(2).mT, positions[:, count:]], dim=1)
