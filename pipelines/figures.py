@@ -215,3 +215,28 @@ def png_bytes(figure: Any) -> bytes:
 def data_uri(figure: Any) -> str:
     """Render a figure as a ``data:`` address that HTML can embed."""
     return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode("ascii")
+
+
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw counts of true (rows) and predicted classes (columns), coloured by the share of the true class.
+
+    Args:
+        counts: (K, K).
+        classes: The K names.
+    """
+    size = len(classes)
+    side = min(12.0, 2.2 + 0.42 * size)
+    figure, (axes,) = new_figure(width=side + 0.6, height=side)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        if size <= 30:
+            color = "white" if shares[i, j] > 0.5 else "#333333"
+            axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=7, color=color)
+    every = range(0, size, max(1, size // 40))
+    axes.set_xticks(list(every), [classes[i] for i in every], rotation=90, fontsize=8)
+    axes.set_yticks(list(every), [classes[i] for i in every], fontsize=8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    axes.grid(visible=False)
+    return figure

@@ -9,10 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vertebra import __version__
-from vertebra.pipelines.figures import PALETTE, new_figure
+from vertebra.pipelines.figures import PALETTE, confusion, new_figure
 from vertebra.pipelines.report import Report
 
 
@@ -36,6 +37,12 @@ def write_report(folder: Path, facts: dict[str, Any]) -> list[str]:
         figure.savefig(folder / "figures" / "curves.png", dpi=110)
         report.section("Curves").figure(figure, "Metrics by optimizer step.")
         written.insert(0, "figures/")
+    if (folder / "confusion.csv").is_file():
+        figure = draw_confusion(folder / "confusion.csv")
+        (folder / "figures").mkdir(exist_ok=True)
+        figure.savefig(folder / "figures" / "confusion.png", dpi=110)
+        report.section("Confusion").figure(figure, "Test items by true class (rows) and predicted class (columns).")
+        written = list(dict.fromkeys(["figures/", *written]))
     report.section("Environment").facts(_environment())
     report.section("Configuration").code((folder / "config.yaml").read_text(encoding="utf-8"))
     report.write(folder / "report.html")
@@ -112,3 +119,10 @@ def draw_curves(curves: dict[str, list[tuple[int, float]]]) -> Any:
     for place in axes[len(panels) :]:
         place.set_visible(False)
     return figure
+
+
+def draw_confusion(path: Path) -> Any:
+    """Draw the table of true and predicted classes that a task wrote, coloured by the share of the true class."""
+    with path.open(newline="", encoding="utf-8") as f:
+        header, *rows = csv.reader(f)
+    return confusion(np.array([[int(v) for v in row[1:]] for row in rows]), header[1:])
