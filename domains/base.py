@@ -401,8 +401,8 @@ def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> Lo
     own, tensors = model.state_dict(), model.adapt(tensors)
     other = [k for k in own if not k.startswith("backbone.")]
     if parts == "backbone":
-        keep = ("backbone.", *(f"{part}." for part in model.input_parts))
-        tensors = {k: v for k, v in tensors.items() if k.startswith(keep)}
+        keep = ("backbone", *model.input_parts)
+        tensors = {k: v for k, v in tensors.items() if k.partition(".")[0] in keep}
     fits = {k: v for k, v in tensors.items() if k.startswith("backbone.") or (k in own and own[k].shape == v.shape)}
     return load_state(model, fits, source=f"the weights of {source}", allow_missing=tuple(other))
 
