@@ -109,11 +109,11 @@ class FITConfig(BackboneConfig):
                 raise ConfigError(f"FITConfig: {name} must be at least 1, got {getattr(self, name)}.")
         if self.groups < 0:
             raise ConfigError(f"FITConfig: groups must be 0 (any number) or positive, got {self.groups}.")
-        for width, several in (("dim", "num_heads"), ("latent_dim", "latent_heads")):
-            if getattr(self, width) % getattr(self, several):
+        for width, divisor in (("dim", "num_heads"), ("latent_dim", "latent_heads")):
+            if getattr(self, width) % getattr(self, divisor):
                 raise ConfigError(
-                    f"FITConfig: {width} ({getattr(self, width)}) must be a multiple of {several} "
-                    f"({getattr(self, several)})."
+                    f"FITConfig: {width} ({getattr(self, width)}) must be a multiple of {divisor} "
+                    f"({getattr(self, divisor)})."
                 )
         narrow, heads = min(self.dim, self.latent_dim), min(self.num_heads, self.latent_heads)
         if narrow % heads:
