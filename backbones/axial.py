@@ -28,11 +28,10 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone, State, preset
 from vertebra.backbones.layers import recompute
 from vertebra.backbones.layers.attention import Attention, Rope
-from vertebra.backbones.layers.axial import Angles, AxialAttention, AxialState, Lines, project, variance_scaling_
+from vertebra.backbones.layers.axial import AxialAttention, AxialState, Lines, angles_at, project, variance_scaling_
 from vertebra.backbones.layers.groups import Cursor, align, cut
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mlp import MLP
-from vertebra.backbones.layers.rope import rope_angles
 from vertebra.backbones.stack import DEVICE_PIECE, PIECE_FLOATS, SHORTEST_PIECE, StackConfig
 from vertebra.errors import ConfigError, ShapeError
 
@@ -454,13 +453,15 @@ class Axial(Backbone):
 
         After the last position of a row ``finish_row`` must follow; ``step`` does both.
         """
-        row, column, position = state.row, state.column, state.position
-        phase = position % row
-        items = torch.arange(len(x), device=x.device)
-        above = state.tensors["above"]
-        x = x + (above[items, phase][:, None] if column is None else above[:, column : column + 1])
-        seen = None if column is not None else (torch.arange(row, device=x.device) <= phase[:, None])[:, None, None]
-        angles = self._angles(phase[:, None])
+        row, column, above = state.row, state.column, state.tensors["above"]
+        if column is not None:  # of all items, so that views do
+            x = x + above[:, column : column + 1]
+            angles, seen = state.column_angles(self._layer(0).attention), None
+        else:
+            phase, items = state.position % row, torch.arange(len(x), device=x.device)
+            x = x + above[items, phase][:, None]
+            angles = angles_at(self._layer(0).attention, phase[:, None])
+            seen = (torch.arange(row, device=x.device) <= phase[:, None])[:, None, None]  # (B, 1, 1, W)
         for i in range(self.config.outer_depth, self.config.depth):
             layer, keys, values = self._layer(i), *state.keys_values(i)  # (B, N, W, K)
             q, k, v = project(layer.attention, layer.norm1(x), angles)
@@ -471,7 +472,7 @@ class Axial(Backbone):
                 keys, values = keys[:, :, : column + 1], values[:, :, : column + 1]
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen)
             x = layer.channels(x + layer.attention.proj(y.transpose(1, 2).flatten(2)))
-        state.advance(position + 1, None if column is None else (column + 1) % row)
+        state.advance(state.position + 1, None if column is None else (column + 1) % row)
         return self.norm(x)
 
     def finish_row(self, row: Tensor, state: AxialState) -> None:
@@ -510,7 +511,7 @@ class Axial(Backbone):
             above = torch.cat([above, features], dim=1)
         state.tensors["above"] = above[torch.arange(len(x), device=x.device), done]
         x = x + cursor.take(F.pad(above, (0, 0, 0, 0, 0, max(0, cursor.groups - above.shape[1]))))
-        angles = self._angles(cursor.slot % state.row)
+        angles = angles_at(self._layer(0).attention, cursor.slot % state.row)
         for i in range(self.config.outer_depth, self.config.depth):
             layer, kept = self._layer(i), [t.transpose(1, 2) for t in state.keys_values(i)]
             q, k, v = (t.transpose(1, 2) for t in project(layer.attention, layer.norm1(x), angles))  # (B, T, N, K)
@@ -540,7 +541,7 @@ class Axial(Backbone):
         lines = [Lines(rows, 1)]
         width = rows.shape[2]
         seen = seen[:, None, None].expand(-1, width, -1, -1, -1).flatten(0, 1)  # (B*W, 1, G, R)
-        angles = self._angles(number)
+        angles = angles_at(self._layer(0).attention, number)
         if angles is not None:
             angles = (angles[0].repeat_interleave(width, 0), angles[1].repeat_interleave(width, 0))
         for i in range(0, self.config.outer_depth, 2):
@@ -556,15 +557,6 @@ class Axial(Backbone):
             y = layer.attention.proj(y.transpose(1, 2).flatten(2).to(rows.dtype))  # (B*W, G, D)
             rows = layer.channels(rows + y.unflatten(0, (-1, width)).transpose(1, 2))
         return rows
-
-    def _angles(self, positions: Tensor) -> Angles | None:
-        """Return what rotates heads (B, N, T, K) at positions (B, T): cosine and sine (B, 1, T, K/2)."""
-        rope = self._layer(0).attention.rope
-        if rope is None:
-            return None
-        cos, sin = rope_angles(positions.flatten(), rope.width, rope.theta)
-        shape = (len(positions), 1, positions.shape[1], -1)
-        return cos.view(shape), sin.view(shape)
 
 
 # ---------------------------------------------------------------- presets

@@ -14,13 +14,14 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.attention import Attention, Rope
 from vertebra.backbones.layers.groups import TensorState
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.layers.rope import rotate
+from vertebra.backbones.layers.rope import rope_angles, rotate
 from vertebra.errors import LoadError, ShapeError
 
 Angles = tuple[Tensor, Tensor]
@@ -121,6 +122,15 @@ class AxialAttention(nn.Module):
         return sum(outputs[1:], outputs[0]) if self.combine == "sum" else x
 
 
+def angles_at(attention: Attention, positions: Tensor) -> Angles | None:
+    """Return what rotates heads (B, N, T, K) at positions (B, T): cosine and sine (B, 1, T, K/2); None without rope."""
+    if attention.rope is None:
+        return None
+    cos, sin = rope_angles(positions.flatten(), attention.rope.width, attention.rope.theta)
+    shape = (len(positions), 1, positions.shape[1], -1)
+    return cos.view(shape), sin.view(shape)
+
+
 def project(attention: Attention, x: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, each (B, N, T, K), of x (B, T, D), rotated by ``angles``."""
     heads = attention.qkv(x).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)  # (B, 3N, T, K)
@@ -156,6 +166,7 @@ class AxialState(TensorState):
         self.max_len = max_len
         self.row = tensors["inputs"].shape[1]
         self.column: int | None = 0  # of all items, where it is one and the same
+        self.angles: Angles | None = None  # of all columns of a row
 
     @property
     def position(self) -> Tensor:
@@ -165,6 +176,16 @@ class AxialState(TensorState):
     def keys_values(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return the keys and values kept for a layer."""
         return self.tensors[f"layers.{layer}.keys"], self.tensors[f"layers.{layer}.values"]
+
+    def column_angles(self, attention: Attention) -> Angles | None:
+        """Return ``angles_at`` the common column; those of a row are computed once."""
+        if attention.rope is None or self.column is None:
+            return None
+        if self.angles is None:
+            self.angles = angles_at(attention, torch.arange(self.row, device=self.position.device)[None])
+            assert self.angles is not None
+        at = slice(self.column, self.column + 1)
+        return self.angles[0][:, :, at], self.angles[1][:, :, at]
 
     def select(self, indices: Tensor) -> AxialState:
         """Keep the batch items ``indices`` (N,), in that order."""

@@ -8,7 +8,7 @@ import torch
 
 from vertebra.backbones.axial import AxialConfig
 from vertebra.backbones.base import create_backbone, resolve
-from vertebra.backbones.layers.axial import AxialAttention, project
+from vertebra.backbones.layers.axial import AxialAttention, angles_at, project
 from vertebra.backbones.layers.masks import Layout
 from vertebra.errors import ConfigError, LoadError, ShapeError
 
@@ -78,7 +78,7 @@ def test_projections_are_those_of_attention():
     attention = backbone.layers[0].attention
     x = torch.randn(2, 6, 16)
     expected = attention._project(x, torch.arange(6))
-    torch.testing.assert_close(project(attention, x, backbone._angles(torch.arange(6).expand(2, -1))), expected)
+    torch.testing.assert_close(project(attention, x, angles_at(attention, torch.arange(6).expand(2, -1))), expected)
 
 
 # ---------------------------------------------------------------- what sees what
