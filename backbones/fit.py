@@ -520,7 +520,7 @@ def sin_cos(places: Tensor, dim: int) -> Tensor:
     for axis in range(axes):
         channels = dim // axes + (axis < dim % axes)
         j = torch.arange(channels, device=places.device)
-        angles = places[:, axis, None].float() * 10000.0 ** (-2.0 * (j // 2) / channels)
+        angles = places[:, axis, None].float() * (1 / 10000.0 ** (2.0 * (j // 2) / channels))
         parts += [angles[:, 0::2].sin(), angles[:, 1::2].cos()]
     return torch.cat(parts, dim=-1)
 

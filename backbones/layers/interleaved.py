@@ -216,7 +216,7 @@ class FITLayers(nn.Module):
                 continue
             name = f"reads.{number}"
             window = cursor.place(x.to(held[name].dtype), held[name])
-            held[name] = cursor.rest(window)
+            held[name] = _rest(cursor, window)
             if count:
                 z = self.reads[number](z.flatten(0, 1), window[items, :count].flatten(0, 1).to(x.dtype))
                 z = z.unflatten(0, numbers.shape)
@@ -233,7 +233,7 @@ class FITLayers(nn.Module):
         attention = _attention(layer)
         q, new = attention.qkv(layer.norm1(x)).split([_width(layer), 2 * _width(layer)], dim=-1)
         window = cursor.place(new.to(held[name].dtype), held[name])  # (B, G, S, 2D)
-        held[name] = cursor.rest(window)
+        held[name] = _rest(cursor, window)
         keys_values = window.flatten(0, 1).to(q.dtype)
         if x.shape[1] == 1:  # one query: it sees what of its group is filled
             y = _attend(q, keys_values, attention.num_heads, cursor.filled[:, 0][:, None, None])
@@ -392,6 +392,10 @@ def _attend(q: Tensor, keys_values: Tensor, heads: int, mask: Tensor | None = No
     k, v = keys_values.unflatten(-1, (2 * heads, -1)).transpose(1, 2).chunk(2, dim=1)
     q = q.unflatten(-1, (heads, -1)).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal).transpose(1, 2).flatten(2)
+
+
+def _rest(cursor: Cursor, window: Tensor) -> Tensor:
+    return window[:, 0] if cursor.groups == 1 else cursor.rest(window)  # spares one-position steps a gather
 
 
 def _channels(layer: Block, x: Tensor) -> Tensor:

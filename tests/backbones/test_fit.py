@@ -168,8 +168,7 @@ def test_sin_cos_tables(golden):
         (sin_cos(spread((8,), top=2 * math.pi), 6), data["seq1d_8x6_max2pi"][0]),
         (sin_cos(spread((3, 5)), 8).reshape(1, 3, 5, 8), data["grid_3x5x8_max1000"]),
     ):
-        # float32 sines of angles up to 1000
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert sin_cos(spread((1, 4)), 6).tolist() == sin_cos(spread((4,)), 6).tolist()
     assert sin_cos(spread((1,)), 4).tolist() == [[0, 0, 1, 1]]
     assert sin_cos(torch.zeros(2, 3), 8).shape == (2, 8)
