@@ -4,7 +4,8 @@ With a FIT built with ``context`` this is the denoiser of its paper (https://arx
 and the class are tokens that the latents read, and latents can start from those of an earlier pass (latent
 self-conditioning, https://arxiv.org/abs/2212.11972). To other backbones both are given as vectors that are added to the
 features. Noise is scheduled by a cosine (https://arxiv.org/abs/2102.09672, equation 17), images are drawn by DDIM
-(https://arxiv.org/abs/2010.02502), with classifier-free guidance (https://arxiv.org/abs/2207.12598).
+(https://arxiv.org/abs/2010.02502), with classifier-free guidance (https://arxiv.org/abs/2207.12598). The network
+predicts the noise, or the velocity, from which the noise follows (https://arxiv.org/abs/2202.00512, appendix D).
 
 Shapes: B images, C channels, H x W pixels, P patch size, h x w patches, F values of a patch, D width, K classes,
 G groups, M latents of a group, E width of the latents.
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ from vertebra.backbones.layers.interleaved import MLPLayer
 from vertebra.domains.model import DomainModel
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, ShapeError
+
+Target = Literal["noise", "velocity"]
 
 SMALLEST_GAMMA = 1e-5
 """Share of the signal that is left at the most noise."""
@@ -42,6 +45,9 @@ class ImageDiffusion(DomainModel):
         self_cond: Share of training images for which a first pass gives the latents that the second begins with; 0 for
             a model without. Needs a FIT with ``context``.
         b_scale: Images are scaled to -b_scale .. b_scale; less makes every noise level noisier.
+        target: What the network's output is: ``noise``, or ``velocity``, sqrt(gamma) * noise - sqrt(1 - gamma) * image,
+            which settles colours and brightness even where nothing but noise is seen. The loss is that of the noise in
+            both cases. ``auto``: noise for a FIT with ``context``, as in its paper, otherwise velocity.
     """
 
     task: ClassVar[str] = "vision/diffusion"
@@ -65,11 +71,21 @@ class ImageDiffusion(DomainModel):
         cond_drop: float = 0.1,
         self_cond: float = 0.0,
         b_scale: float = 1.0,
+        target: Target | Literal["auto"] = "auto",
     ) -> None:
-        super().__init__(
-            backbone, spec, patch_size=patch_size, cond_drop=cond_drop, self_cond=self_cond, b_scale=b_scale
-        )
         config = backbone.config
+        by_latents = isinstance(backbone, FIT) and backbone.config.context
+        if target == "auto":
+            target = "noise" if by_latents else "velocity"
+        super().__init__(
+            backbone,
+            spec,
+            patch_size=patch_size,
+            cond_drop=cond_drop,
+            self_cond=self_cond,
+            b_scale=b_scale,
+            target=target,
+        )
         if config.causal:
             raise ConfigError(
                 "ImageDiffusion: every patch must see all others, which a causal backbone hides; use causal=false, as "
@@ -86,13 +102,15 @@ class ImageDiffusion(DomainModel):
                 raise ConfigError(f"ImageDiffusion: {name} must be from 0 to 1, got {value}.")
         if b_scale <= 0:
             raise ConfigError(f"ImageDiffusion: b_scale must be above 0, got {b_scale}.")
-        self.by_latents = isinstance(backbone, FIT) and backbone.config.context
-        if self_cond and not self.by_latents:
+        if target not in ("noise", "velocity"):
+            raise ConfigError(f"ImageDiffusion: target must be noise, velocity or auto, got {target!r}.")
+        if self_cond and not by_latents:
             raise ConfigError(
                 f"ImageDiffusion: self_cond={self_cond} needs a FIT with context=true, got {config.family}; leave it "
                 "out."
             )
         self.patch_size, self.cond_drop, self.self_cond, self.b_scale = patch_size, cond_drop, self_cond, b_scale
+        self.by_latents, self.target = by_latents, target
         values = spec.channels * patch_size**2
         width = backbone.config.latent_dim if isinstance(backbone, FIT) and self.by_latents else config.dim
         self.stem = nn.Linear(values, config.dim)
@@ -156,12 +174,13 @@ class ImageDiffusion(DomainModel):
         self._check_labels(labels, len(noisy), values=False)
         cond = self._one_hot(labels, len(noisy))
         tokens, latents = self.denoise(self._patches(noisy), gamma, cond, previous)
-        return self._pixels(tokens), latents
+        found = self._pixels(tokens)
+        return found if self.target == "noise" else mix(found, noisy, gamma), latents
 
     def denoise(
         self, tokens: Tensor, gamma: Tensor, cond: Tensor | None = None, previous: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict the noise in patches.
+        """Run the network: predict the noise in patches, or whatever ``target`` is.
 
         Args:
             tokens: Noisy patches (B, *grid, F).
@@ -170,7 +189,7 @@ class ImageDiffusion(DomainModel):
             previous: As in ``forward``.
 
         Returns:
-            The noise (B, *grid, F), and the latents (B, G, M, E), or None where the backbone has none.
+            The prediction (B, *grid, F), and the latents (B, G, M, E), or None where the backbone has none.
         """
         x = self.stem_norm(self.stem(tokens))  # (B, *grid, D)
         said = [self.time_embed(gamma)]
@@ -287,7 +306,7 @@ class ImageDiffusion(DomainModel):
             where = like.device if generator is None else generator.device
             shape = (count, spec.channels, spec.height, spec.width)
             noise = torch.randn(shape, generator=generator, device=where)
-            return temperature * noise.to(like.device, like.dtype)
+            return temperature * noise.to(like.device)
 
         labels = None if labels is None else labels.to(like.device)
         training = self.training
@@ -295,8 +314,8 @@ class ImageDiffusion(DomainModel):
         try:
             start = x = draw()
             rows = 0 if given is None else given.shape[2]
-            kept = None if given is None else self._to_range(given.to(like.device)).to(like.dtype)
-            levels = cosine_gamma(torch.linspace(1, 0, steps + 1, device=like.device)).to(like.dtype)
+            kept = None if given is None else self._to_range(given.to(like.device))
+            levels = cosine_gamma(torch.linspace(1, 0, steps + 1, device=like.device))
             levels[-1] = 1
             previous = None
             for number in range(steps):
@@ -314,7 +333,7 @@ class ImageDiffusion(DomainModel):
                     progress((number + 1) / steps)
         finally:
             self.train(training)
-        images = ((x.float() / self.b_scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        images = ((x / self.b_scale + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         if given is not None:
             images[:, :, :rows] = given.to(images.device)
         return images
@@ -339,13 +358,14 @@ class ImageDiffusion(DomainModel):
     def _guided(
         self, x: Tensor, gamma: Tensor, labels: Tensor | None, guidance: float, previous: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Predict the noise (B, C, H, W) with guidance; both passes, which guidance needs, are one batch."""
+        """Predict the noise (B, C, H, W), in float32, with guidance, whose two passes are one batch."""
+        x = x.to(self.stem.weight.dtype)
         if not guidance or labels is None:
             noise, latents = self(x, gamma, labels, previous)
-            return noise, latents
+            return noise.float(), latents
         both = torch.cat([labels, torch.full_like(labels, -1)])
         noise, latents = self(x.repeat(2, 1, 1, 1), gamma.repeat(2), both, previous)
-        with_class, without = noise.chunk(2)
+        with_class, without = noise.float().chunk(2)
         return (1 + guidance) * with_class - guidance * without, latents
 
     def _check_labels(self, labels: Tensor | None, batch: int, *, values: bool = True) -> None:

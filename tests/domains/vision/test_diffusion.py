@@ -122,6 +122,15 @@ def test_hidden_classes_are_as_no_classes():
     assert not torch.allclose(hidden, model(noisy, gamma, torch.tensor([0, 1, 2]))[0])
 
 
+def test_the_noise_follows_from_the_velocity():
+    model = build("illama_test")
+    images, noise, gamma = torch.randn(2, 3, 8, 12), torch.randn(2, 3, 8, 12), torch.tensor([0.01, 0.7])
+    velocity = mix(noise, -images, gamma)
+    model.denoise = lambda tokens, gamma, cond, previous: (model._patches(velocity), None)
+    assert (model.target, build().target) == ("velocity", "noise")
+    torch.testing.assert_close(model(mix(images, noise, gamma), gamma)[0], noise, atol=1e-5, rtol=1e-5)
+
+
 def test_noise_levels_go_from_all_to_none():
     gamma = cosine_gamma(torch.linspace(0, 1, 11))
     assert gamma[0] == pytest.approx(1)
@@ -162,6 +171,12 @@ def test_samples_are_bytes_and_repeat(name, eta):
     assert model.training
 
 
+@every_backbone
+def test_bfloat16_samples_too(name):
+    images = build(name).bfloat16().sample(2, labels=torch.tensor([0, 1]), steps=50, guidance=1.0)
+    assert images.float().std() > 1
+
+
 @pytest.mark.parametrize("self_cond", [0.0, 0.9])
 @pytest.mark.parametrize("guidance", [0.0, 2.0])
 def test_given_rows_are_kept(self_cond, guidance):
@@ -199,6 +214,27 @@ def test_a_perfect_denoiser_draws_its_image():
         assert torch.equal(model.sample(1, steps=7, **options), target)
 
 
+@pytest.mark.parametrize("name", ["fit_test,context=true", "illama_test"])
+def test_samples_follow_the_class_they_are_asked_for(name):
+    """Dark and bright images; after some seconds of training, a class's samples are of its brightness."""
+    model = build(name, classes=("dark", "bright"), channels=1, height=8, width=8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    torch.manual_seed(2)
+    for _ in range(250):
+        labels = torch.randint(0, 2, (32,))
+        images = torch.randint(0, 40, (32, 1, 8, 8)) + 200 * labels[:, None, None, None]
+        loss = model.loss(images.to(torch.uint8), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for guidance in (0.0, 1.0):
+        labels = torch.tensor([0, 1] * 8)
+        generator = torch.Generator().manual_seed(0)
+        images = model.sample(16, labels=labels, steps=20, guidance=guidance, generator=generator)
+        brightness = images.float().mean((1, 2, 3))
+        assert bool(((brightness > 128) == (labels == 1)).all())
+
+
 # ---------------------------------------------------------------- saving and refusals
 
 
@@ -207,7 +243,7 @@ def test_model_directory_round_trip(tmp_path):
     save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model")
     assert isinstance(again, ImageDiffusion)
-    assert again.arguments == {"patch_size": 2, "cond_drop": 0.1, "self_cond": 0.5, "b_scale": 0.5}
+    assert again.arguments == {"patch_size": 2, "cond_drop": 0.1, "self_cond": 0.5, "b_scale": 0.5, "target": "noise"}
     noisy, gamma, labels = torch.randn(2, 3, 8, 12), torch.rand(2), torch.tensor([0, 2])
     torch.testing.assert_close(again(noisy, gamma, labels), model(noisy, gamma, labels), atol=0, rtol=0)
 
@@ -219,6 +255,7 @@ def test_impossible_models_are_refused():
         ({"patch_size": 5}, "patch_size must divide the image size 8 x 12, got 5"),
         ({"cond_drop": 1.5}, "cond_drop must be from 0 to 1, got 1.5"),
         ({"b_scale": 0.0}, "b_scale must be above 0"),
+        ({"target": "image"}, "target must be noise, velocity or auto, got 'image'"),
         ({"name": "illama_test", "self_cond": 0.5}, "self_cond=0.5 needs a FIT with context=true, got illama"),
     ):
         with pytest.raises(ConfigError, match=text):
