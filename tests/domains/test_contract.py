@@ -1,6 +1,7 @@
 """What every domain's models must do with every backbone; a new preset named *_test is covered by being registered."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,6 @@ from vertebra.backbones.catalog import bundled_models, presets
 from vertebra.cli import main
 from vertebra.cli.recipes import recipes
 from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel
-from vertebra.domains.dna.sample import write_sample
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.saving import class_path, load_model, model_config, save_model
 from vertebra.errors import ConfigError, LoadError
@@ -189,18 +189,24 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
 # ---------------------------------------------------------------- recipes
 
 
+# What keeps a step of a recipe short.
+QUICK = {"vision": ["--data.limit", "20", "--data.batch_size", "4"]}
+
+
 @pytest.fixture(scope="module")
 def sample_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes")
-    write_sample(folder / "sample" / "dna")
+    for domain in sorted({recipe.partition("/")[0] for recipe in recipes()}):
+        import_module(f"vertebra.domains.{domain}.sample").write_sample(folder / "sample" / domain)
     return folder
 
 
 @pytest.mark.parametrize("name", TEST_PRESETS)
-@pytest.mark.parametrize("recipe", [r for r in recipes() if r.startswith("dna/")])
+@pytest.mark.parametrize("recipe", recipes())
 def test_every_recipe_trains_one_step_with_every_backbone(recipe, name, sample_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(sample_folder)
     command = ["fit", recipe, "--model.backbone", name, "--root", str(tmp_path), "--trainer.accelerator", "cpu"]
+    command += QUICK.get(recipe.partition("/")[0], [])
     limits = {"max_steps": 1, "limit_val_batches": 1, "limit_test_batches": 1, "enable_progress_bar": "false"}
     command += [word for key, value in limits.items() for word in (f"--trainer.{key}", str(value))]
     if recipe == "dna/finetune":
