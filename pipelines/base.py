@@ -16,6 +16,7 @@ import math
 import signal
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -82,7 +83,18 @@ class RunResult:
     def __str__(self) -> str:
         listed = next((p for p in self.paths if ".errors.jsonl" in p.name), "")
         bad = f", {self.bad:,} bad (listed in {listed})" if self.bad else ""
-        return f"{self.good:,} records done{bad}; wrote {', '.join(map(str, self.paths))}"
+        return f"{self.good:,} records done{bad}; wrote {', '.join(self._written())}"
+
+    def _written(self) -> Iterator[str]:
+        """Name the files; many in a folder beside the main one are counted instead."""
+        beside = Counter(path.parent for path in self.paths if path.parent != self.paths[0].parent)
+        told = set()
+        for path in self.paths:
+            if (count := beside[path.parent]) <= 3:
+                yield str(path)
+            elif path.parent not in told:
+                told.add(path.parent)
+                yield f"{count:,} files in {path.parent}"
 
 
 class PipelineInterrupted(KeyboardInterrupt):
@@ -126,6 +138,10 @@ class Pipeline(ABC):
     """Endings of output files that it can write."""
     unit: ClassVar[str] = "records"
     needs_input: ClassVar[bool] = True
+    reads_folders: ClassVar[bool] = False
+    """Whether an input may be a folder, whose files ``folder_files`` lists."""
+    pool_batches: ClassVar[int] = POOL_BATCHES
+    """Batches of records that are sorted by length together; 1 where all are of one length."""
 
     def __init__(
         self,
@@ -140,6 +156,8 @@ class Pipeline(ABC):
                 raise ConfigError(f"{self.name}: {name} must be at least 1, got {value}.")
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.device = _device(device, self.name)
+        self.advance: Callable[[float], None] = _nowhere
+        """Moves the progress bar of a run, for a ``predict`` that takes long; its items have the weight 0."""
         self.model = self._load(model).to(self.device).eval()
         if self.tasks and self.model.task not in self.tasks:
             raise ConfigError(
@@ -177,6 +195,29 @@ class Pipeline(ABC):
         """Yield the records of a run without input files, for pipelines that need none."""
         raise ConfigError(f"{self.name}: no input file given; name at least one.")
 
+    def folder_files(self, folder: Path) -> list[Path]:
+        """List the files of a folder that are read, in order, for pipelines with ``reads_folders``.
+
+        Raises:
+            DataError: There are none.
+        """
+        raise TypeError(f"{type(self).__name__} reads no folders.")
+
+    def input_files(self, inputs: list[Path], target: Path) -> list[Path]:
+        """List the files that the inputs of a run stand for; what an earlier run wrote into a folder is left out.
+
+        Args:
+            inputs: Files and folders, all of which exist.
+            target: The output file.
+        """
+        files: list[Path] = []
+        for path in inputs:
+            if path.is_dir():
+                files += [f for f in self.folder_files(path) if not _is_output(f, target)]
+            else:
+                files.append(path)
+        return files
+
     def planned(self) -> float | None:
         """How much work a run without input files is, in ``unit``; None when unknown."""
         return None
@@ -211,7 +252,7 @@ class Pipeline(ABC):
 
         Args:
             value: A record (a sequence, ...) gives one prediction; a path gives a list, one for each record of the
-                file; a list gives a list.
+                file, or of a folder's files; a list gives a list.
 
         Raises:
             DataError: A record cannot be used; ``run`` goes on instead.
@@ -225,7 +266,7 @@ class Pipeline(ABC):
         """Read files, write results.
 
         Args:
-            inputs: Input files, read in this order.
+            inputs: Input files, read in this order; folders, where the pipeline reads them.
             output: The output file; its ending says the format. Written whole or not at all.
             progress: Show a progress bar where the error stream is a terminal.
 
@@ -234,17 +275,19 @@ class Pipeline(ABC):
             DataError: A file is missing, or no record at all could be used.
             PipelineInterrupted: Ctrl-C; finished results are in ``OUT.partial``.
         """
-        paths, target = [Path(p) for p in inputs], Path(output)
-        self._check_files(paths, target)
-        total = self._total(paths) if paths else self.planned()
+        given, target = [Path(p) for p in inputs], Path(output)
+        self._check_files(given, target)
+        paths = self.input_files(given, target)
+        total = self._total(paths) if given else self.planned()
         with Outputs(target) as outputs, told_as_config_error(target):
             errors = ErrorLog(outputs)
             flow = _Flow(self, errors.add)
             writer = self.writer(outputs, len(paths) > 1)
-            records = self._read_all(paths, errors.add) if paths else self.without_input(errors.add)
+            records = self._read_all(paths, errors.add) if given else self.without_input(errors.add)
             good = 0
             try:
                 with progress_bar(self.name, total, self.unit, show=progress) as advance, _stop_gently():
+                    self.advance = advance
                     for item, part in flow.results(records):
                         if (prediction := self.join(item, part)) is not None:
                             writer.write(item, prediction)
@@ -253,6 +296,8 @@ class Pipeline(ABC):
                 writer.finish()
             except KeyboardInterrupt:
                 raise self._keep_partial(outputs, writer, good, errors) from None
+            finally:
+                self.advance = _nowhere
             if not good:
                 self._give_up(outputs, errors, flow)
             if not errors.count:
@@ -282,7 +327,7 @@ class Pipeline(ABC):
         if not isinstance(value, str):
             return isinstance(value, Path)
         with contextlib.suppress(OSError, ValueError):  # a long sequence is no name that a file could have
-            return Path(value).is_file()
+            return Path(value).is_file() or (self.reads_folders and Path(value).is_dir())
         return False
 
     def _predictions(self, values: Iterable[Any]) -> Iterator[Prediction]:
@@ -292,7 +337,10 @@ class Pipeline(ABC):
         def items() -> Iterator[Item]:
             for index, value in enumerate(values, start=1):
                 if self._is_path(value):
-                    yield from self.read(Path(value), refuse)
+                    path = Path(value)
+                    files = self.folder_files(path) if self.reads_folders and path.is_dir() else [path]
+                    for file in files:
+                        yield from self.read(file, refuse)
                 else:
                     yield from self.parse(value, index, refuse)
 
@@ -314,7 +362,7 @@ class Pipeline(ABC):
         if not paths and self.needs_input:
             raise ConfigError(f"{self.name}: no input file given; name at least one.")
         for path in paths:
-            if path.is_dir():
+            if path.is_dir() and not self.reads_folders:
                 raise DataError(f"{path}: is a folder; name its files, as in {path}/*.")
             if not path.exists():
                 raise DataError(f"{path}: no such file; check the name.")
@@ -381,8 +429,8 @@ class _Flow:
             pool.append(item)
             size += item.size
             if (
-                size >= POOL_BATCHES * self.pipeline.batch_tokens
-                or len(pool) >= POOL_BATCHES * self.pipeline.batch_size
+                size >= self.pipeline.pool_batches * self.pipeline.batch_tokens
+                or len(pool) >= self.pipeline.pool_batches * self.pipeline.batch_size
             ):
                 yield pool
                 pool, size = [], 0
@@ -482,6 +530,15 @@ def as_bad(error: Exception, *, file: str, record: str = "", line: int | None = 
         rule=str(getattr(error, "rule", "") or rule),
         advice=str(getattr(error, "advice", "") or advice),
     )
+
+
+def _is_output(path: Path, target: Path) -> bool:
+    """Whether a file is, by its name, what a run to ``target`` writes."""
+    return path.name.startswith(target.name) and path.parent.resolve() == target.parent.resolve()
+
+
+def _nowhere(amount: float) -> None:
+    """Stand in for a progress bar where there is none."""
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,6 +63,8 @@ class Outputs:
     def __init__(self, target: Path) -> None:
         self.target = target
         self._open: dict[Path, tuple[IO[Any], Path]] = {}
+        self._made: list[Path] = []
+        self._outdated: set[Path] = set()
         check_writable(target)
 
     def side(self, ending: str) -> Path:
@@ -79,6 +81,34 @@ class Outputs:
         self._open[path] = (stream, temporary)
         return stream
 
+    def write(self, path: Path, data: bytes) -> None:
+        """Write a whole file that appears as ``path`` on ``commit``; of such files there may be thousands."""
+        with told_as_config_error(path), self.open(path, "wb") as stream:
+            stream.write(data)
+
+    def folder(self, path: Path, earlier: Iterable[str] = ()) -> Path:
+        """Make a folder for side files; ``open`` then takes names in it.
+
+        Args:
+            path: The folder.
+            earlier: Names of files in it that an earlier run wrote; those not written anew go on ``commit``.
+
+        Raises:
+            ConfigError: It cannot be made, or holds other files.
+        """
+        with told_as_config_error(path):
+            found = {f.name for f in path.iterdir()} if path.exists() else set()
+            if foreign := sorted(n for n in found.difference(earlier) if not n.endswith((".partial", ".tmp"))):
+                raise ConfigError(
+                    f"output: the folder {str(path)!r}, where files go, holds others already, such as {foreign[0]!r}; "
+                    "choose another name."
+                )
+            if not path.exists():
+                path.mkdir(parents=True)
+                self._made.append(path)
+        self._outdated |= {path / name for name in found if not name.endswith(".tmp")}
+        return path
+
     def keep_only(self, path: Path) -> None:
         """Discard every file but ``path``."""
         for each in [p for p in self._open if p != path]:
@@ -90,12 +120,17 @@ class Outputs:
         for path, (stream, temporary) in list(self._open.items()):
             final = path.with_name(path.name + ending)
             with told_as_config_error(final):
-                stream.flush()
-                os.fsync(stream.fileno())
-                stream.close()
+                if not stream.closed:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    stream.close()
                 os.replace(temporary, final)
             del self._open[path]
             done.append(final)
+        if not ending:
+            for path in self._outdated.difference(done):
+                path.unlink(missing_ok=True)
+            self._outdated.clear()
         return done
 
     def discard(self, path: Path | None = None) -> None:
@@ -106,6 +141,9 @@ class Outputs:
                 with contextlib.suppress(OSError):  # a full disk fails again on close
                     stream.close()
                 temporary.unlink(missing_ok=True)
+        for folder in self._made if path is None else ():
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                folder.rmdir()
 
     def __enter__(self) -> Outputs:
         return self
