@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -240,3 +241,200 @@ def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axes.set_ylabel("true class")
     axes.grid(visible=False)
     return figure
+
+
+@dataclass(frozen=True, eq=False)
+class Tile:
+    """One picture of a contact sheet.
+
+    Args:
+        image: uint8 (H, W) or (H, W, 3), any size.
+        title: First line below it.
+        note: Second line, in grey.
+        colour: Of its frame and title; empty for none.
+    """
+
+    image: np.ndarray
+    title: str = ""
+    note: str = ""
+    colour: str = ""
+
+
+def contact_sheet(tiles: Sequence[Tile], *, title: str = "", side: int = 96, columns: int = 8) -> Figure:
+    """Draw pictures in rows, each in a square of the same size with two lines of text below.
+
+    Args:
+        tiles: The pictures.
+        title: Over the figure; may have several lines.
+        side: Of a square, in pixels of the figure.
+        columns: Most in a row.
+    """
+    columns = max(1, min(columns, len(tiles)))
+    gap, across, text, margin = 16, side + 30, 36, 14
+    top = margin + (20 * (title.count("\n") + 1) + 6 if title else 0)
+    rows = math.ceil(len(tiles) / columns)
+    width = max(2 * margin + columns * across, 560)
+    canvas = np.full((top + rows * (side + text + gap), width, 3), 255, dtype=np.uint8)
+    places = []
+    for number, tile in enumerate(tiles):
+        y, x = top + number // columns * (side + text + gap), margin + number % columns * across
+        picture = fit_square(tile.image, side)
+        height, wide = picture.shape[:2]
+        up, left = y + (side - height) // 2, x + (side - wide) // 2
+        canvas[up : up + height, left : left + wide] = picture
+        places.append((x, y, (left - 2, up - 2, wide + 4, height + 4)))
+    figure, axes = _picture(canvas, title, margin)
+    for tile, (x, y, (left, up, wide, high)) in zip(tiles, places, strict=True):
+        if tile.colour:
+            _frame(axes, left, up, wide, high, tile.colour)
+        said = axes.text(x, y + side + 5, shorten(tile.title, 17), fontsize=8, va="top", color=tile.colour or "#222222")
+        said.set_fontweight("bold" if tile.colour else "normal")
+        axes.text(x, y + side + 21, shorten(tile.note, 19, middle=True), fontsize=7.5, va="top", color="#666666")
+    return figure
+
+
+def image_grid(
+    rows: Sequence[tuple[str, Sequence[np.ndarray]]],
+    *,
+    heads: Sequence[str] = (),
+    title: str = "",
+    side: int = 80,
+) -> Figure:
+    """Draw small images of one size in rows, every pixel as a square of whole pixels of the figure.
+
+    Args:
+        rows: Name, shown on the left, and images, uint8 (H, W) or (H, W, 3), of every row.
+        heads: Titles of the first columns.
+        title: Over the figure.
+        side: Images are magnified to about this size, in pixels of the figure.
+    """
+    height, width = rows[0][1][0].shape[:2]
+    most = max(len(images) for _, images in rows)
+    factor = max(1, round(side / max(height, width)))
+    while factor > 1 and most * (factor * width + 6) > 1400:
+        factor -= 1
+    high, wide = factor * height, factor * width
+    gap, margin = 6, 12
+    names = [shorten(name, 24) for name, _ in rows]
+    left = margin + (round(8.2 * max(map(len, names))) + 10 if any(names) else 0)
+    top = margin + (26 if title else 0) + (20 if heads else 0)
+    full = max(left + most * (wide + gap) - gap + margin, margin * 2 + round(8.6 * len(title)))
+    canvas = np.full((top + len(rows) * (high + gap) - gap + margin, full, 3), 255, dtype=np.uint8)
+    for row, (_, images) in enumerate(rows):
+        for column, image in enumerate(images):
+            y, x = top + row * (high + gap), left + column * (wide + gap)
+            large = image.repeat(factor, 0).repeat(factor, 1)
+            canvas[y : y + high, x : x + wide] = large if large.ndim == 3 else large[..., None]
+    figure, axes = _picture(canvas, title, margin)
+    for row, name in enumerate(names):
+        y = top + row * (high + gap) + high / 2
+        axes.text(left - 10, y, name, fontsize=9, ha="right", va="center", color="#222222")
+    for column, head in enumerate(heads):
+        x = left + column * (wide + gap) + wide / 2
+        fitting = max(3, wide // 7)
+        axes.text(x, top - 5, shorten(head, fitting), fontsize=8, ha="center", va="bottom", color="#666666")
+    return figure
+
+
+def attention_ranks(ranks: Sequence[tuple[str, int, float, int]], *, threshold: float = 0.8, title: str = "") -> Figure:
+    """Draw the rank of the attention map of every head, by layer, and the mean of each layer.
+
+    Args:
+        ranks: Name of the layer, number of the head, rank, and the size of the map, layer by layer.
+        threshold: Share of the sum of the singular values that the rank holds.
+        title: Over the figure.
+    """
+    layers = list(dict.fromkeys(layer for layer, *_ in ranks))
+    place = {layer: i + 1 for i, layer in enumerate(layers)}
+    figure, (axes,) = new_figure(width=min(11.0, 4.6 + 0.32 * len(layers)), height=3.6)
+    means = [float(np.mean([rank for layer, _, rank, _ in ranks if layer == name])) for name in layers]
+    axes.plot(list(place.values()), means, "-", color=PALETTE[0], linewidth=1.6, label="mean of a layer", zorder=2)
+    across = {name: sum(layer == name for layer, *_ in ranks) for name in layers}
+    at = [place[layer] + 0.05 * (head - (across[layer] - 1) / 2) for layer, head, *_ in ranks]
+    axes.plot(
+        at, [rank for _, _, rank, _ in ranks], "o", color=PALETTE[1], markersize=5, alpha=0.75, label="one head",
+        markeredgewidth=0, zorder=3,
+    )  # fmt: skip
+    sizes = sorted({size for *_, size in ranks})
+    axes.set_ylim(0, 1.08 * max(rank for _, _, rank, _ in ranks))
+    axes.set_xlim(0.5, len(layers) + 0.5)
+    every = max(1, len(layers) // 24)
+    axes.set_xticks(range(1, len(layers) + 1, every))
+    axes.set_xlabel("layer")
+    of = f" of {sizes[0]}" if len(sizes) == 1 else ""
+    axes.set_ylabel(f"rank{of} (singular values\nthat sum to {100 * threshold:g} %)")
+    if title:
+        axes.set_title(title, fontsize=11, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def picture(image: np.ndarray, *, title: str = "") -> Figure:
+    """Draw one image, uint8 (H, W) or (H, W, 3), small ones magnified."""
+    return image_grid([("", [image])], title=title, side=256)
+
+
+def image_with_scores(
+    image: np.ndarray, scores: Mapping[str, float], *, title: str = "", label: str = "score"
+) -> Figure:
+    """Draw an image, uint8 (H, W) or (H, W, 3), and its highest scores, at most 8, as bars."""
+    ranked = sorted(scores.items(), key=lambda pair: -pair[1])[:8]
+    figure, (left, right) = new_figure(1, 2, width=8.0, height=2.9)
+    colour = image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
+    left.imshow(colour, interpolation="nearest" if max(image.shape[:2]) < 128 else "antialiased")
+    left.set_axis_off()
+    colours = [PALETTE[0], *["#9CC3DD"] * (len(ranked) - 1)]
+    drawn = right.barh([shorten(name, 24) for name, _ in ranked], [v for _, v in ranked], color=colours, height=0.7)
+    right.bar_label(drawn, [f"{v:.3f}" for _, v in ranked], padding=4, fontsize=9)
+    right.invert_yaxis()
+    right.set_xlim(0, 1.15)
+    right.grid(False)
+    right.set_xlabel(label)
+    if title:
+        left.set_title(shorten(title, 40, middle=True), fontsize=10, loc="left")
+    return figure
+
+
+def fit_square(image: np.ndarray, side: int) -> np.ndarray:
+    """Scale an image, uint8 (H, W) or (H, W, 3), to RGB whose longer side is ``side``; small ones keep their pixels."""
+    from PIL import Image
+
+    source = Image.fromarray(image).convert("RGB")
+    longest = max(source.size)
+    if longest * 2 <= side:
+        factor = side // longest
+        size, how = (source.width * factor, source.height * factor), Image.Resampling.NEAREST
+    else:
+        size = tuple(max(1, round(s * side / longest)) for s in source.size)  # type: ignore[assignment]
+        how = Image.Resampling.LANCZOS
+    return np.asarray(source.resize(size, how))
+
+
+def shorten(text: str, most: int, *, middle: bool = False) -> str:
+    """Cut a text to ``most`` characters, at its end or in its middle, with a mark where something is left out."""
+    if len(text) <= most:
+        return text
+    if not middle:
+        return text[: most - 1] + "…"
+    tail = most // 2
+    return text[: most - 1 - tail] + "…" + text[len(text) - tail :]
+
+
+def _picture(canvas: np.ndarray, title: str, margin: int) -> tuple[Figure, Axes]:
+    """Make a figure of exactly the canvas's pixels (H, W, 3); its axes count them."""
+    from matplotlib.figure import Figure
+
+    height, width = canvas.shape[:2]
+    figure = Figure(figsize=(width / 110, height / 110), dpi=110)
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+    axes.set_axis_off()
+    axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
+    if title:
+        axes.text(margin, margin, title, fontsize=10.5, va="top", linespacing=1.35, color="#222222")
+    return figure, axes
+
+
+def _frame(axes: Axes, left: float, up: float, wide: float, high: float, colour: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((left, up), wide, high, fill=False, edgecolor=colour, linewidth=2.2))
