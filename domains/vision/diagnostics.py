@@ -64,6 +64,11 @@ def attention_ranks(model: ImageClassifier, images: Tensor, threshold: float = 0
     if not 0 < threshold <= 1:
         raise ConfigError(f"attention_ranks: threshold must be above 0 and at most 1, got {threshold}.")
     layers = attention_layers(model)
+    if not layers:
+        raise ConfigError(
+            "attention_ranks: needs a model with softmax attention layers, got one whose "
+            f"{model.backbone.config.family} backbone has none; use another model."
+        )
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -84,15 +89,9 @@ def attention_ranks(model: ImageClassifier, images: Tensor, threshold: float = 0
                 model.backbone(model.embed_patches(part))
     finally:
         model.train(training)
-    if not sums:
-        raise ConfigError(
-            "attention_ranks: needs a model with softmax attention layers, got one whose "
-            f"{model.backbone.config.family} backbone has none; use another model."
-        )
     return [
         AttentionRank(name, head, rank, sizes[name])
         for name in layers
-        if name in sums
         for head, rank in enumerate((sums[name] / counts[name]).tolist())
     ]
 
