@@ -112,7 +112,7 @@ def _entry(name: str) -> Callable[..., nn.Module]:
         def build(**given: Any) -> TimmImageClassifier:
             return _classifier(name, **given)
 
-        return build_model_with_cfg(build, name, pretrained, **options)  # type: ignore[no-any-return]
+        return build_model_with_cfg(build, name, pretrained, **options)
 
     create.__name__ = create.__qualname__ = name
     create.__module__ = __name__

@@ -20,8 +20,6 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
     MulticlassF1Score,
 )
-from vertebra.domains.vision.diffusion import ImageDiffusion
-from vertebra.domains.vision.generator import ImageGenerator
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.timm import TimmConfig
@@ -29,6 +27,8 @@ from vertebra.domains.base import BaseTask, DomainModel
 from vertebra.domains.batching import Batch
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
+from vertebra.domains.vision.diffusion import ImageDiffusion, Target
+from vertebra.domains.vision.generator import ImageGenerator
 from vertebra.domains.vision.model import ImageClassifier, Pooling, Positions
 from vertebra.domains.vision.published import is_published, read_published
 from vertebra.domains.vision.schedule import SoftMask, soft_mask_rate
@@ -394,6 +394,9 @@ class ImageGenerationTask(_VisionTask):
         method: ``autoregressive`` or ``diffusion``; ``auto`` follows the backbone: causal ones draw pixels.
         levels: Values of a sub-pixel that an autoregressive model tells apart, at most 256.
         patch_size: Height and width of a patch of a diffusion model.
+        target: What a diffusion model's output is, ``noise`` or ``velocity``; ``auto`` as in ``ImageDiffusion``.
+        self_cond: Share of training images whose denoiser begins with the latents of a first pass, for a FIT with
+            ``context``.
         ema: Decay of the average of the weights that is evaluated and saved; 0 for none.
         init_from: Initial weights: a model directory, a bundled model's name, or a ``.ckpt``.
         init_parts: ``backbone`` alone, or ``all`` that fits.
@@ -414,6 +417,8 @@ class ImageGenerationTask(_VisionTask):
         method: Literal["auto", "autoregressive", "diffusion"] = "auto",
         levels: int = 256,
         patch_size: int = 4,
+        target: Target | Literal["auto"] = "auto",
+        self_cond: float = 0.0,
         ema: float = 0.0,
         init_from: str | None = None,
         init_parts: Literal["backbone", "all"] = "all",
@@ -440,14 +445,15 @@ class ImageGenerationTask(_VisionTask):
                 f"method={method} needs a backbone with causal={str(not causal).lower()}; write it behind the name, as "
                 f"in NAME,causal={str(not causal).lower()}."
             )
-        self.method, self.levels, self.patch_size, self.draw_seed = method, levels, patch_size, seed
+        self.method, self.levels, self.draw_seed = method, levels, seed
+        self.arguments: dict[str, Any] = {"patch_size": patch_size, "target": target, "self_cond": self_cond}
 
     def build_model(self, backbone: Backbone, spec: DataSpec) -> DomainModel:
         """Make the generator."""
         assert isinstance(spec, VisionSpec)
         if self.method == "autoregressive":
             return ImageGenerator(backbone, spec, levels=self.levels)
-        return ImageDiffusion(backbone, spec, patch_size=self.patch_size)
+        return ImageDiffusion(backbone, spec, **self.arguments)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""

@@ -34,7 +34,7 @@ class _AfterTimm:
             return None
         from importlib.machinery import PathFinder
 
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
@@ -50,4 +50,4 @@ class _AfterTimm:
 if "timm.models" in sys.modules:
     import vertebra.domains.vision.registry  # noqa: F401
 else:
-    sys.meta_path.insert(0, _AfterTimm())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _AfterTimm())
