@@ -190,6 +190,25 @@ def test_what_cannot_be_done_is_told_before_work(model, tmp_path):
     assert names(tmp_path) == ["folder.csv", "in.txt"]
 
 
+def test_folders_where_a_pipeline_reads_them(model, tmp_path):
+    class Foldered(Doubling):
+        reads_folders = True
+
+        def folder_files(self, folder):
+            return sorted(f for f in folder.iterdir() if f.is_file())
+
+    (tmp_path / "in").mkdir()
+    first, *_ = [numbers(tmp_path, [0], "first.txt"), *(numbers(tmp_path / "in", [n], f"{n}.txt") for n in (2, 1))]
+    out = tmp_path / "in" / "out.csv"
+    for _ in range(2):  # its own output is no input of the next run
+        Foldered(model).run([first, tmp_path / "in"], out)
+        assert [value for _, value in rows(out)] == [0, 2, 4]
+    out.unlink()
+    assert [p.value for p in Foldered(model)(tmp_path / "in")] == [2, 4]
+    with pytest.raises(DataError, match="is a folder; name its files, as in"):
+        Doubling(model).run([tmp_path / "in"], tmp_path / "out.csv")
+
+
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_an_interruption_keeps_what_is_finished(model, tmp_path, how):
     def stop(batch):
