@@ -122,6 +122,70 @@ def _head(source: Path, folder: Path, count: int = 300) -> Path:
     return target
 
 
+def demo_vision(samples: Path, results: Path, report: Report) -> None:
+    """Images of every kind and damaged ones, an evaluation with attention ranks; then images made and completed."""
+    classify = pipeline("vision/classify")
+    folders, table = [samples / "unsorted", samples / "damaged"], results / "classes.csv"
+    classify.run(folders, table)
+    report.section("vision/classify: images of every kind")
+    report.code(f"vertebra run vision/classify {folders[0]} {folders[1]} -o {table}")
+    caption = (
+        "Grey, CMYK, 16 bits, transparent, turned, tiny, large: what the model says below, the file's name in grey."
+    )
+    report.image(results / "classes.csv.png", caption)
+    listed = (results / "classes.csv.errors.jsonl").read_text(encoding="utf-8").splitlines()
+    bad = [json.loads(line) for line in listed]
+    report.text(f"{len(bad)} files cannot be read; the others are done all the same, and the exit status is 3.")
+    report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
+
+    fresh, table = _fresh_shapes(results / "fresh"), results / "evaluation.csv"
+    pipeline("vision/classify", labels="folder", ranks=True).run([fresh], table)
+    summary = json.loads((results / "evaluation.csv.json").read_text(encoding="utf-8"))
+    report.section("vision/classify: how good")
+    report.code(f"vertebra run vision/classify {fresh} -o {table} --labels folder --ranks")
+    chance = 1 / len(summary["confusion"])
+    rows = [
+        ("accuracy", summary["accuracy"], chance),
+        ("top-5 accuracy", summary["top5_accuracy"], min(1.0, 5 * chance)),
+        ("calibration error", summary["calibration_error"], None),
+    ]
+    report.table(rows, ("metric", "model", "by chance"))
+    report.image(
+        results / "evaluation.csv.png",
+        f"Some of {summary['labelled']} shapes, drawn for this report; folders are classes.",
+    )
+    report.image(results / "evaluation.csv.confusion.png", "True and predicted classes.")
+    report.image(
+        results / "evaluation.csv.ranks.png",
+        "How many directions the attention of every head has; iLLaMA, section 3.7.",
+    )
+    _demo_generator(samples, results, report)
+
+
+def _demo_generator(samples: Path, results: Path, report: Report) -> None:
+    """Images of every class, and lower halves for a given upper one."""
+    made = results / "made.png"
+    pipeline("vision/generate", count=4).run([], made)
+    report.section("vision/generate").code(f"vertebra run vision/generate -o {made} --count 4")
+    report.image(made, "Four images of every class.")
+    half, completed = samples / "top_half.png", results / "completed.png"
+    pipeline("vision/generate", count=2, complete=half).run([], completed)
+    report.code(f"vertebra run vision/generate -o {completed} --count 2 --complete {half}")
+    report.image(completed, "The upper half of an image is kept, and the model draws the lower one, for every class.")
+
+
+def _fresh_shapes(folder: Path, count: int = 20) -> Path:
+    """Draw shapes that no model was trained on, in a folder for each class."""
+    from vertebra.domains.vision.sample import CLASSES, draw_shape
+
+    for number, kind in enumerate(CLASSES):
+        rng = np.random.default_rng([2024, number])
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            draw_shape(rng, kind).save(folder / kind / f"{i:02}.png")
+    return folder
+
+
 _DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {"dna": demo_dna}
 
 

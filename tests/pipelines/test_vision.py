@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from vertebra.backbones.base import create_backbone
 from vertebra.cli import main
 from vertebra.domains.saving import save_model
+from vertebra.domains.vision.generator import ImageGenerator
 from vertebra.domains.vision.images import read_image
 from vertebra.domains.vision.model import ImageClassifier
 from vertebra.domains.vision.sample import CLASSES, write_sample
@@ -20,9 +21,12 @@ from vertebra.domains.vision.sources import list_images
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.domains.vision.transforms import eval_transform
 from vertebra.errors import ConfigError, DataError
-from vertebra.pipelines import figures
+from vertebra.pipelines import base, figures
 from vertebra.pipelines.base import pipeline
-from vertebra.pipelines.vision import Evaluation
+from vertebra.pipelines.demo import demo_vision
+from vertebra.pipelines.report import Report
+from vertebra.pipelines.vision import Classify, Evaluation
+from vertebra.pipelines.vision_generate import Generate
 
 
 def made(backbone="illama_test", **facts):
@@ -313,3 +317,21 @@ def test_sheet_is_spread_over_all_images(model, sample, tmp_path, monkeypatch):
     assert {t.colour for t in tiles} <= {"#1A7F37", "#C62828"}
     assert all((t.colour == "#C62828") == t.note.startswith("is ") for t in tiles)
     shutil.rmtree(tmp_path)
+
+
+def test_demo(model, sample, tmp_path, monkeypatch):
+    spec = VisionSpec(task="generation", channels=3, height=16, width=16, classes=CLASSES)
+    generator = ImageGenerator(create_backbone("axial_test"), spec)
+    for cls, one in ((Classify, model), (Generate, generator)):
+        folder = save_model(one, tmp_path / cls.__name__)
+        monkeypatch.setattr(cls, "default_model", str(folder))
+    known = {str(tmp_path / cls.__name__): tmp_path / cls.__name__ for cls in (Classify, Generate)}
+    monkeypatch.setattr(base, "bundled_models", lambda: known)
+    report = Report("demo")
+    demo_vision(sample, tmp_path / "results", report)
+    text = report.write(tmp_path / "report.html").read_text()
+    assert text.count("<img") == 6
+    for expected in ("truncated.jpg", "the file is empty", "accuracy", "--labels folder --ranks", "--complete"):
+        assert expected in text
+    assert len(rows(tmp_path / "results" / "evaluation.csv")) == 120
+    assert len(list((tmp_path / "results" / "made").iterdir())) == 24
