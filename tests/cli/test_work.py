@@ -64,3 +64,11 @@ def test_run_errors_and_help(toy_pipeline, capsys):
     assert "--window" in capsys.readouterr().out
     assert main(["run"]) == 0
     assert "toy/run" in capsys.readouterr().out
+
+
+def test_sample_sums_up_folders_of_many_files(tmp_path, capsys):
+    assert main(["sample", "vision", "-o", str(tmp_path / "v")]) == 0
+    out = capsys.readouterr().out
+    assert f"  {tmp_path / 'v' / 'shapes' / 'star'}/  200 files, " in out
+    assert f"  {tmp_path / 'v' / 'top_half.png'}  " in out
+    assert len(out.splitlines()) < 30

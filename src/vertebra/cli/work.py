@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,9 @@ from pathlib import Path
 from vertebra.cli.parsing import Parser
 from vertebra.errors import ConfigError, UnknownNameError
 from vertebra.pipelines.catalog import pipelines
+
+MOST_LISTED = 12
+"""Sample files of one folder that are listed one by one."""
 
 
 def run(verb: str, args: list[str]) -> int:
@@ -75,8 +79,12 @@ def _sample(args: list[str]) -> int:
         Path(p)
         for p in import_module(f"vertebra.domains.{options.domain}.sample").write_sample(folder, seed=options.seed)
     ]
-    for path in paths:
-        print(f"  {path}  {path.stat().st_size:,} bytes")
+    for place, held in itertools.groupby(paths, key=lambda path: path.parent):
+        files_there = list(held)
+        if len(files_there) > MOST_LISTED:
+            print(f"  {place}/  {len(files_there):,} files, {sum(p.stat().st_size for p in files_there):,} bytes")
+        else:
+            print("\n".join(f"  {path}  {path.stat().st_size:,} bytes" for path in files_there))
     print(f"wrote {len(paths)} sample files to {folder}")
     return 0
 
