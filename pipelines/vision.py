@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -240,7 +241,7 @@ class Classify(Pipeline):
         return 1 if self.spec.channels == 1 else 3
 
     def _true_class(self, path: Path) -> str:
-        name = path.resolve().parent.name
+        name = Path(os.path.abspath(path)).parent.name  # of the link, where the file is one
         if name not in self.spec.classes:
             known = ", ".join(self.spec.classes[:8]) + ", ..." * (len(self.spec.classes) > 8)
             raise ConfigError(
@@ -297,7 +298,7 @@ class Classify(Pipeline):
         return ImagePrediction(value, scores, item.record, details, "score (probability)", picture.thumbnail)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ImagePrediction(Prediction):
     """Scores of an image.
 

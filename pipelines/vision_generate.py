@@ -300,7 +300,7 @@ class Generate(Pipeline):
         return _GenerateWriter(self, outputs)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class GeneratedImage(Prediction):
     """An image that a model made; ``value`` is uint8 (H, W) or (H, W, 3)."""
 

@@ -165,6 +165,14 @@ def test_known_classes_give_metrics(model, sample, tmp_path):
     assert is_png(tmp_path / "out.csv.confusion.png")
 
 
+def test_the_folder_of_a_link_is_its_class(model, sample, tmp_path):
+    link = tmp_path / "star" / "x.png"
+    link.parent.mkdir()
+    link.symlink_to(sample / "shapes" / "ring" / "0000.png")
+    pipeline("vision/classify", model, labels="folder").run([link], tmp_path / "out.csv")
+    assert [r["true"] for r in rows(tmp_path / "out.csv")] == ["star"]
+
+
 def test_a_perfect_and_a_hopeless_evaluation():
     evaluation = Evaluation(("a", "b"))
     evaluation.add("a", np.array([1.0, 0.0]))
@@ -226,6 +234,7 @@ def test_in_python(model, sample):
     assert [p.name for p in grey] == ["image_1", "image_2"]
     assert [p.name for p in classify(path.parent)] == [p.name for p in list_images(path.parent)]
     assert len(expected.figure().axes) == 2
+    assert repr(expected).startswith(f"ImagePrediction(ring-lossless.webp = {expected.value}; {expected.value}: 0.")
     assert figures.png_bytes(grey[0].figure()).startswith(b"\x89PNG")
     assert json.loads(expected.to_json())["file"] == str(path)
     upright = classify(sample / "unsorted" / "cross-rotated.jpg")

@@ -112,6 +112,7 @@ def test_chosen_classes_in_the_order_given(autoregressive):
     found = pipeline("vision/generate", autoregressive, count=1, labels=["b c", "a", "a"])()
     assert [(p.name, p.details["label"]) for p in found] == [("b c_1", "b c"), ("a_1", "a")]
     assert found[0].details["bits_per_dim"] > 0
+    assert repr(found[1]) == "GeneratedImage(a_1 = array (8, 8, 3); )"
     assert figures.png_bytes(found[0].figure()).startswith(b"\x89PNG")
 
 
