@@ -186,7 +186,7 @@ def _fresh_shapes(folder: Path, count: int = 20) -> Path:
     return folder
 
 
-_DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {"dna": demo_dna}
+_DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {"dna": demo_dna, "vision": demo_vision}
 
 
 def _labels_and_scores(table: Path, positives: Path) -> tuple[np.ndarray, np.ndarray]:
