@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import vertebra  # noqa: F401  # registers with timm
 from vertebra.backbones.base import BackboneConfig, create_backbone, resolve
+from vertebra.domains.optim import OptimizerConfig, parameter_table
 from vertebra.domains.saving import load_model, save_model
 from vertebra.domains.vision.model import ImageClassifier, resize_positions
 from vertebra.domains.vision.published import from_published, read_published, to_published
@@ -187,3 +188,13 @@ def test_fields_of_timm_models_are_theirs():
         resolve("timm:vit_tyni_patch16_224")
     with pytest.raises(ConfigError, match="reads images, not features"):
         config.build()(torch.randn(1, 4, 192))
+
+
+def test_rates_fall_from_the_head_down_and_positions_do_not_decay():
+    model = classifier("illama_test,depth=3")
+    table = parameter_table(model, OptimizerConfig(lr=1.0, layer_decay=0.5, weight_decay=0.1))
+    names = ["head.weight", "backbone.norm.weight", "backbone.layers.2.mixer.qkv.weight"]
+    names += ["backbone.layers.0.mixer.qkv.weight", "patch_embed.proj.weight", "pos_embed", "cls_token"]
+    assert [table[n] for n in names] == [
+        (1, 0.1), (1, 0), (0.5, 0.1), (0.125, 0.1), (0.0625, 0.1), (0.0625, 0), (0.0625, 0),
+    ]  # fmt: skip
