@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import Metric
 
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
 from vertebra.backbones.catalog import ADAPTERS
@@ -33,7 +35,16 @@ from vertebra.domains.saving import class_path, import_class
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError, LoadError, VertebraError
 
-__all__ = ["BaseData", "BaseTask", "DomainModel", "Items", "PredictionWriter", "load_task", "read_checkpoint"]
+__all__ = [
+    "BaseData",
+    "BaseTask",
+    "DomainModel",
+    "Items",
+    "MetricTask",
+    "PredictionWriter",
+    "load_task",
+    "read_checkpoint",
+]
 
 log = logging.getLogger("vertebra")
 
@@ -366,6 +377,65 @@ class BaseTask(pl.LightningModule, ABC):
         if self.backbone_is_frozen:
             for parameter in self.model.backbone.parameters():
                 parameter.grad = None
+
+
+class MetricTask(BaseTask):
+    """A task with metrics of validation and of test, logged as ``<stage>/<name>``; they are kept until the next one."""
+
+    @abstractmethod
+    def make_metrics(self, spec: DataSpec) -> nn.Module:
+        """Make the metrics of one split."""
+
+    @abstractmethod
+    def summarise(self, metrics: Any) -> dict[str, Tensor]:
+        """Return the values of the metrics by name."""
+
+    @abstractmethod
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
+
+    def build_metrics(self, spec: DataSpec) -> None:
+        """Make one set of metrics for validation and one for test."""
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(spec) for stage in ("val", "test")})
+
+    def metrics_of(self, stage: Literal["val", "test"]) -> Any:
+        """Return the metrics of a split."""
+        return self.metrics[f"{stage}_metrics"]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin anew."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew."""
+        self._reset("test")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the validation metrics."""
+        self.evaluate(self.metrics_of("val"), batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch to the test metrics."""
+        self.evaluate(self.metrics_of("test"), batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation metrics."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test metrics."""
+        self._log("test")
+
+    def _reset(self, stage: Literal["val", "test"]) -> None:
+        for metric in self.metrics_of(stage).modules():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+    def _log(self, stage: Literal["val", "test"]) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a split without one of the classes
+            values = self.summarise(self.metrics_of(stage))
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=True)
 
 
 def _plain(value: Any) -> Any:

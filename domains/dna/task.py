@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ from torchmetrics.regression import MeanSquaredError, PearsonCorrCoef, R2Score, 
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.random import item_uniform
-from vertebra.domains.base import BaseTask, DomainModel
+from vertebra.domains.base import BaseTask, DomainModel, MetricTask
 from vertebra.domains.batching import Batch
 from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel, Head, Pooling, Positions
 from vertebra.domains.dna.objectives import Objective, choose_objective, mask_tokens, next_targets, token_loss
@@ -44,48 +43,7 @@ from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
 
 
-class _DNATask(BaseTask):
-    """Logs the metrics of an evaluation as ``<stage>/<name>``."""
-
-    evaluation: dict[str, nn.Module]
-    model: Any
-
-    def _metrics(self, stage: str) -> Any:
-        return self.metrics[f"{stage}_metrics"]
-
-    def build_metrics(self, spec: DataSpec) -> None:
-        """Make one set of metrics for validation and one for test."""
-        assert isinstance(spec, DNASpec)
-        self.metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(spec) for stage in ("val", "test")})
-
-    @abstractmethod
-    def make_metrics(self, spec: DNASpec) -> nn.Module:
-        """Make the metrics of one split."""
-
-    @abstractmethod
-    def summarise(self, metrics: Any) -> dict[str, Tensor]:
-        """Return the values of the metrics by name."""
-
-    def _log_evaluation(self, stage: str) -> None:
-        metrics = self._metrics(stage)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a split without one of the classes
-            values = self.summarise(metrics)
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=True)
-        for metric in metrics.modules():
-            if isinstance(metric, Metric):
-                metric.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_evaluation("test")
-
-
-class DNALanguageTask(_DNATask):
+class DNALanguageTask(MetricTask):
     """Language modelling of DNA: the next token, or masked tokens.
 
     Logs ``loss`` (nats a token), ``perplexity`` and ``bits_per_base``. Only A, C, G, T count as targets, and the end of
@@ -143,7 +101,7 @@ class DNALanguageTask(_DNATask):
             backbone.set_recompute(True)
         return DNALanguageModel(backbone, spec, tie=self.tie)
 
-    def make_metrics(self, spec: DNASpec) -> nn.Module:
+    def make_metrics(self, spec: DataSpec) -> nn.Module:
         """Mean of the loss over all targets."""
         return MeanMetric()
 
@@ -176,13 +134,9 @@ class DNALanguageTask(_DNATask):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["ids"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self._metrics("val").update(*self.loss(batch))
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._metrics("test").update(*self.loss(batch))
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
+        metrics.update(*self.loss(batch))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Rows with the log-likelihood (nats) and bits per base of every sequence, given the tokens before."""
@@ -198,7 +152,7 @@ class DNALanguageTask(_DNATask):
         return [{"index": i, "name": n, "log_likelihood": ll, "bits_per_base": b} for i, n, ll, b in rows]
 
 
-class DNAClassificationTask(_DNATask):
+class DNAClassificationTask(MetricTask):
     """Classes, labels or numbers of DNA sequences.
 
     Logs, next to ``loss``: for two classes and more ``mcc``, ``f1`` (macro for more than two), ``auroc``, ``auprc`` and
@@ -299,8 +253,9 @@ class DNAClassificationTask(_DNATask):
         )
         return DNAClassifier(backbone, spec, **self.arguments)
 
-    def make_metrics(self, spec: DNASpec) -> nn.Module:
+    def make_metrics(self, spec: DataSpec) -> nn.Module:
         """Loss, and the metrics of the task."""
+        assert isinstance(spec, DNASpec)
         return nn.ModuleDict({"loss": MeanMetric(), "scores": score_metrics(spec)})
 
     def summarise(self, metrics: Any) -> dict[str, Tensor]:
@@ -336,17 +291,10 @@ class DNAClassificationTask(_DNATask):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["ids"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self._update("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._update("test", batch)
-
-    def _update(self, stage: str, batch: Batch) -> None:
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
         logits, labels, spec = self.model(batch["ids"], batch["mask"]), batch["labels"], self.model.spec
-        metrics, scores = self._metrics(stage), self.scores(logits)
+        scores = self.scores(logits)
         metrics["loss"].update(self.loss(logits, labels), len(labels))
         if spec.task == "classification" and len(spec.classes) == 2:
             scores = scores[:, 1]

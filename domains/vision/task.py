@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -23,7 +23,7 @@ from torchmetrics.classification import (
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.timm import TimmConfig
-from vertebra.domains.base import BaseTask, DomainModel
+from vertebra.domains.base import DomainModel, MetricTask
 from vertebra.domains.batching import Batch
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
@@ -38,8 +38,8 @@ from vertebra.errors import ConfigError, DataError
 log = logging.getLogger("vertebra")
 
 
-class _VisionTask(BaseTask):
-    """Keeps an average of the weights where asked to, and logs the metrics of an evaluation as ``<stage>/<name>``."""
+class _VisionTask(MetricTask):
+    """Keeps an average of the weights where asked to, which is then what is evaluated and saved."""
 
     kind: ClassVar[Kind]
     model: Any
@@ -105,33 +105,6 @@ class _VisionTask(BaseTask):
         if self.ema_decay and self.global_step != self._averaged_step:
             self._averaged_step = self.global_step
             self.ema.update(self.model, step=self.global_step)
-
-    def build_metrics(self, spec: DataSpec) -> None:
-        """Make one set of metrics for validation and one for test."""
-        assert isinstance(spec, VisionSpec)
-        self.metrics = nn.ModuleDict({f"{stage}_metrics": self.make_metrics(spec) for stage in ("val", "test")})
-
-    def make_metrics(self, spec: VisionSpec) -> nn.ModuleDict:
-        """Make the metrics of one split, by name."""
-        return nn.ModuleDict({"loss": MeanMetric()})
-
-    def _metrics(self, stage: str) -> Any:
-        return self.metrics[f"{stage}_metrics"]
-
-    def _log_evaluation(self, stage: str) -> None:
-        for name, metric in self._metrics(stage).items():
-            assert isinstance(metric, Metric)
-            if name != "confusion":
-                self.log(f"{stage}/{name}", metric.compute(), prog_bar=True)
-                metric.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation metrics."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test metrics."""
-        self._log_evaluation("test")
 
 
 class ImageClassificationTask(_VisionTask):
@@ -248,8 +221,9 @@ class ImageClassificationTask(_VisionTask):
             self.weights = torch.tensor(weights)
         return ImageClassifier(backbone, spec, **self.arguments)
 
-    def make_metrics(self, spec: VisionSpec) -> nn.ModuleDict:
+    def make_metrics(self, spec: DataSpec) -> nn.ModuleDict:
         """Loss, accuracies, F1, calibration error, and the confusion matrix."""
+        assert isinstance(spec, VisionSpec)
         count = len(spec.classes)
         return nn.ModuleDict(
             {
@@ -338,28 +312,21 @@ class ImageClassificationTask(_VisionTask):
 
     # ------------------------------------------------------------ evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self._update("val", batch)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._update("test", batch)
-
-    def _update(self, stage: str, batch: Batch) -> None:
-        logits, labels, metrics = self.final_model(batch["images"]).float(), batch["labels"], self._metrics(stage)
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
+        logits, labels = self.final_model(batch["images"]).float(), batch["labels"]
         metrics["loss"].update(F.cross_entropy(logits, labels), len(labels))
         scores = logits.softmax(-1)
         for name in ("accuracy", "top5", "f1", "ece", "confusion"):
             metrics[name].update(scores, labels)
 
-    def on_test_epoch_start(self) -> None:
-        """Begin the confusion matrix anew."""
-        self._metrics("test")["confusion"].reset()
+    def summarise(self, metrics: Any) -> dict[str, Tensor]:
+        """All metrics by name but the confusion matrix, which ``write_results`` writes."""
+        return {name: metric.compute() for name, metric in metrics.items() if name != "confusion"}
 
     def write_results(self, folder: Path) -> list[str]:
         """Write the confusion matrix of the test as ``confusion.csv``; rows are true classes."""
-        counts, classes = self._metrics("test")["confusion"].confmat, self.model.spec.classes
+        counts, classes = self.metrics_of("test")["confusion"].confmat, self.model.spec.classes
         if not int(counts.sum()):
             return []
         with (folder / "confusion.csv").open("w", newline="", encoding="utf-8") as f:
@@ -462,21 +429,24 @@ class ImageGenerationTask(_VisionTask):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["images"]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        self._metrics("val")["loss"].update(*self._evaluate(batch))
+    def make_metrics(self, spec: DataSpec) -> nn.Module:
+        """Mean of the loss over images."""
+        return MeanMetric()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the test metrics."""
-        self._metrics("test")["loss"].update(*self._evaluate(batch))
+    def summarise(self, metrics: Any) -> dict[str, Tensor]:
+        """The loss."""
+        return {"loss": metrics.compute()}
 
-    def _evaluate(self, batch: Batch) -> tuple[Tensor, int]:
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
         images, labels, model = batch["images"], batch.get("labels"), self.final_model
         if isinstance(model, ImageGenerator):
-            return model.bits_per_dim(images, labels).mean(), len(images)
-        assert isinstance(model, ImageDiffusion)
-        draws = torch.Generator(self.device).manual_seed(self.draw_seed + int(batch["index"][0]))
-        return model.loss(images, labels, generator=draws), len(images)
+            loss = model.bits_per_dim(images, labels).mean()
+        else:
+            assert isinstance(model, ImageDiffusion)
+            draws = torch.Generator(self.device).manual_seed(self.draw_seed + int(batch["index"][0]))
+            loss = model.loss(images, labels, generator=draws)
+        metrics.update(loss, len(images))
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def evaluate(task, batches):
     """Metrics of batches of (ids, labels), or of language batches."""
     for batch in batches:
         task.validation_step(batch, 0)
-    return {k: v.item() for k, v in task.summarise(task._metrics("val")).items()}
+    return {k: v.item() for k, v in task.summarise(task.metrics_of("val")).items()}
 
 
 def batches_of(ids, labels, size=8):

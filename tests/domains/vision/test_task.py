@@ -119,10 +119,10 @@ def test_balanced_weights_are_the_inverse_shares_in_the_training_loss_alone(shap
     counts = torch.tensor([float(images.class_counts[c]) for c in images.spec.classes])
     torch.testing.assert_close(task.weights, counts.sum() / (6 * counts))
     batch = images.items("val").fetch(np.arange(4), 0)
-    task.eval()._metrics("val")["loss"].reset()
-    task._update("val", batch)
+    task.eval()._reset("val")
+    task.evaluate(task.metrics_of("val"), batch)
     expected = F.cross_entropy(task.model(batch["images"]), batch["labels"])
-    torch.testing.assert_close(task._metrics("val")["loss"].compute(), expected)
+    torch.testing.assert_close(task.metrics_of("val")["loss"].compute(), expected)
 
 
 @pytest.mark.parametrize("name", ["lamb", "lion"])
