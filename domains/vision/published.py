@@ -6,6 +6,7 @@ those of a vision transformer with ``fc1``, ``fc2`` and ``fc3`` for SwiGLU's gat
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def read_published(model: ImageClassifier, path: str) -> LoadReport:
         LoadError: It cannot be read, or its weights do not fit.
     """
     try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the paper's code saves its options beside them
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
         raise LoadError(
             f"{path}: cannot be read without running code from it ({str(e).splitlines()[0] if str(e) else e!r}); load "

@@ -1,5 +1,6 @@
 """The image classifier against the paper's own code, its positions, and models of timm beside it."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_weights_of_colour_models_serve_grey_images_and_the_other_way_round():
 
 def test_a_published_file_is_loaded_strictly(published, tmp_path):
     model, state = from_golden(published)
-    torch.save({"model": state}, tmp_path / "w.pth")
+    torch.save({"model": state, "args": argparse.Namespace(lr=4e-3)}, tmp_path / "w.pth")
     fresh = classifier(
         "illama_test,dim=48,depth=2,num_heads=3,num_kv_heads=0,hidden_dim=256,causal=false,soft_mask=true", classes=3
     )
