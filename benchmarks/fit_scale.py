@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 PATCH = 16
-FIT = {1600: 64, 2400: 81, 3200: 100, 4800: 144, 6400: 160}  # group size by pixels a side
+FIT = {1600: 64, 2400: 81, 3200: 100, 6400: 160}  # group size by pixels a side
 FULL = (400, 800, 1200)
 HERE = Path(__file__).parent
 
