@@ -24,6 +24,8 @@ KEY_BLOCK = 8192
 """Keys from which a step attends part by part, and keys of a part."""
 LONG_SOFT_MASK = 1024
 """Positions from which the soft mask is applied without making the weights; below, making them is faster."""
+SOFT_MASK_FLOATS = 1 << 18
+"""Attention weights that the soft mask is applied to at a time, where no gradient is asked for."""
 MASK_ELEMENTS = 1 << 24
 """Largest mask of a step; a piece of a long prompt takes as few queries at a time as that needs."""
 
@@ -395,6 +397,10 @@ def soft_masked_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, rate:
         return long_soft_masked_attention(q, k, v, rate)
     if repeats > 1:
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
+    size = max(1, SOFT_MASK_FLOATS // (q.shape[1] * q.shape[2] ** 2))
+    if layout.plain and not torch.is_grad_enabled() and not torch.compiler.is_compiling() and size < len(q):
+        parts = zip(*(t.split(size) for t in (q, k, v)), strict=True)  # whose weights stay in a CPU's cache
+        return torch.cat([soft_masked_attention(a, b, c, layout, rate) for a, b, c in parts])
     scores = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).float()  # (B, H, T, T)
     mask = layout.dense()
     if mask is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,27 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., D)."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _RMSNorm.apply(x.float(), self.weight.float(), self.eps).to(x.dtype)
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps x and one number a position for the backward pass, where torch's own keeps several copies of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)  # (..., 1)
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        normed, inner = x * scale, dy * weight
+        along = (inner * normed).mean(-1, keepdim=True)  # (..., 1)
+        dweight = (dy * normed).reshape(-1, x.shape[-1]).sum(0)
+        return inner.addcmul_(normed, along, value=-1).mul_(scale), dweight, None
 
 
 class GatedRMSNorm(nn.Module):
