@@ -13,6 +13,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,8 +111,10 @@ def main() -> None:
     run = args.root / "vision" / "generate" / "latest"
     found = json.loads((run / "metrics.json").read_text())
     print(f"Axial, {args.epochs} epochs: {found['test']['test/loss']:.4f} bits a pixel")
-    draw = ["run", "vision/generate", "-o", str(HERE / "mnist_samples.png"), "--model", str(run / "model")]
+    grid_file = args.root / "samples.png"
+    draw = ["run", "vision/generate", "-o", str(grid_file), "--model", str(run / "model")]
     subprocess.run([vertebra, *draw, "--count", "40", "--seed", "0"], check=True, env=environment)
+    shutil.copy(grid_file, HERE / "mnist_samples.png")
 
 
 if __name__ == "__main__":
