@@ -29,9 +29,11 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., D)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self.down_proj(F.silu(gate) * up)
+        if torch.is_grad_enabled():
             return self.down_proj(_Gated.apply(gate, up))
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(gate, inplace=True).mul_(up))
 
 
 class _Gated(torch.autograd.Function):
