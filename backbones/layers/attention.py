@@ -84,7 +84,8 @@ class Attention(TokenMixer):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
-        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device))
+        ordered = not torch.compiler.is_compiling()  # nothing else will see these queries and keys
+        q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device), ordered=ordered)
         if self.soft_mask:
             y = soft_masked_attention(q, k, v, layout, self.soft_mask_rate)
         elif self.implementation == "flex":
@@ -142,7 +143,7 @@ class Attention(TokenMixer):
             y = torch.cat([_sdpa(q[:, :, part], keys, values, mask=seen(part)) for part in rows], dim=2)
         return self.proj(y.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor, positions: Tensor, *, ordered: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return q (B, H, T, K), k and v (B, G, T, K)."""
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
@@ -151,7 +152,7 @@ class Attention(TokenMixer):
             return q, k, v
         angles = rope_angles(positions, self.rope.width, self.rope.theta)
         turned, v = heads.split([sum(sizes[:2]), sizes[2]], dim=1)
-        q, k = rotate(turned, angles, self.rope.interleaved).split(sizes[:2], dim=1)
+        q, k = rotate(turned, angles, self.rope.interleaved, ordered=ordered).split(sizes[:2], dim=1)
         return q, k, v
 
 

@@ -14,6 +14,7 @@ from vertebra.backbones.layers.attention import (
     split_attention,
 )
 from vertebra.backbones.layers.masks import Layout
+from vertebra.backbones.layers.rope import rope_angles, rotate
 from vertebra.backbones.reference.attention import attention_by_query
 from vertebra.errors import ConfigError, ShapeError
 
@@ -193,3 +194,12 @@ def test_long_soft_masks_take_the_form_without_weights(monkeypatch):
     monkeypatch.setattr(attention, "LONG_SOFT_MASK", 50)
     monkeypatch.setattr(torch.Tensor, "softmax", None)
     torch.testing.assert_close(soft_masked_attention(q, q, q, layout(1, 50), 0.3), plain)
+
+
+@pytest.mark.parametrize("width", [8, 4])
+def test_rotation_that_moves_channels_keeps_the_products(width):
+    q, k = torch.randn(2, 1, 2, 9, 8).unbind()
+    angles = rope_angles(torch.arange(9), width)
+    kept, moved = ([rotate(x, angles, True, ordered=o) for x in (q, k)] for o in (True, False))
+    torch.testing.assert_close(kept[0] @ kept[1].mT, moved[0] @ moved[1].mT, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(kept[0], moved[0])
