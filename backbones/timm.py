@@ -120,7 +120,7 @@ class TimmBackbone(Backbone):
 
 def timm_config(name: str, fields: dict[str, Any]) -> TimmConfig:
     """Make the config that ``timm:NAME,field=value`` means; fields that are not ours go to timm."""
-    own = {f.name for f in dataclasses.fields(TimmConfig)}
+    own = {f.name for f in dataclasses.fields(TimmConfig)} - {"dim", "depth"}  # which timm's own arguments decide
     options = {k: v for k, v in fields.items() if k not in own}
     given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items() if k in own}
     return TimmConfig(name=name, **{**given, "options": {**options, **given.get("options", {})}})

@@ -28,7 +28,7 @@ BACKBONES = {
     "hybrid": "hybrid_nano,dim=64,depth=4,causal=false",
     "FIT": "fit_nano,dim=64,num_heads=2,group_size=16,causal=false",
     "Axial": f"axial_nano,{SIZE},causal=false",
-    "timm ViT": "timm:vit_tiny_patch16_224,patch_size=4,embed_dim=64,depth=4,num_heads=2",
+    "timm ViT, 12 layers": "timm:vit_tiny_patch16_224,patch_size=4,embed_dim=64,num_heads=2",
 }
 SETTINGS = {
     "data.root": "null",

@@ -183,7 +183,8 @@ def test_a_model_of_timm_is_a_baseline(name, tmp_path):
 
 def test_fields_of_timm_models_are_theirs():
     config = resolve("timm:vit_tiny_patch16_224,patch_size=4,depth=3", channels=1, size=(28, 28))
-    assert config.options == {"patch_size": 4}
+    assert config.options == {"patch_size": 4, "depth": 3}
+    assert (config.depth, config.dim, len(config.build().model.blocks)) == (3, 192, 3)
     assert ImageClassifier(config.build(), spec(28, channels=1)).eval()(torch.randn(1, 1, 28, 28)).shape == (1, 7)
     with pytest.raises(UnknownNameError, match=r"unknown timm model 'vit_tyni_patch16_224'\. Did you mean"):
         resolve("timm:vit_tyni_patch16_224")
