@@ -1,0 +1,1 @@
+"""Speech: recognition, translation and language identification by CTC."""
