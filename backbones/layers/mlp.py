@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["gelu", "quick_gelu"]
+Activation = Literal["gelu", "quick_gelu", "relu"]
 
 
 class SwiGLU(nn.Module):
@@ -56,7 +56,7 @@ class MLP(nn.Module):
     Args:
         dim: Width D.
         hidden_dim: Width between the projections.
-        activation: ``gelu``, exact; or ``quick_gelu``, x * sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415).
+        activation: ``gelu``, exact; ``quick_gelu``, x * sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415); or ``relu``.
     """
 
     def __init__(self, dim: int, hidden_dim: int, activation: Activation = "gelu") -> None:
@@ -68,4 +68,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., D) to (..., D)."""
         h = self.fc1(x)
+        if self.activation == "relu":
+            return self.fc2(F.relu(h))
         return self.fc2(F.gelu(h) if self.activation == "gelu" else h * torch.sigmoid(1.702 * h))
