@@ -22,6 +22,7 @@ class SpeechSpec(DataSpec):
 
     Args:
         sample_rate: Samples a second that the model reads; whatever a file has is resampled to it.
+        n_mels: Log-mel channels M.
         tokens: All tokens in the order of the logits; the first is the blank. Those in <> stand for no text.
         vocabulary: What a token is.
         pieces: The SentencePiece model, base64; empty for other vocabularies.
@@ -30,11 +31,12 @@ class SpeechSpec(DataSpec):
             without prefix.
         tasks: Tasks the prefix can name: ``asr``, and ``st_deu`` for translation into German; their tokens are
             ``<asr>`` and ``<st_deu>``.
-        mean: Mean of each log-mel channel over the training data; empty for 0.
-        std: Its standard deviation; empty for 1.
+        mean: Mean of each log-mel channel over the training data, (M,); empty for 0.
+        std: Its standard deviation, (M,); empty for 1.
     """
 
     sample_rate: int = 16_000
+    n_mels: int = 80
     tokens: tuple[str, ...]
     vocabulary: Vocabulary = "characters"
     pieces: str = ""
@@ -51,8 +53,9 @@ class SpeechSpec(DataSpec):
             raise ConfigError(f"SpeechSpec: sample_rate must be at least 1000, got {self.sample_rate}.")
         if not self.tokens or self.tokens[0] != BLANK:
             raise ConfigError(f"SpeechSpec: the first token must be {BLANK}, got {self.tokens[:1]}.")
-        if len(self.mean) != len(self.std):
-            raise ConfigError(f"SpeechSpec: mean has {len(self.mean)} channels and std {len(self.std)}; give both.")
+        for name in ("mean", "std"):
+            if (count := len(getattr(self, name))) not in (0, self.n_mels):
+                raise ConfigError(f"SpeechSpec: {name} must have n_mels={self.n_mels} numbers or none, got {count}.")
         if bool(self.languages) != bool(self.tasks):
             raise ConfigError("SpeechSpec: languages and tasks go together; give both or none.")
         for token in self.prefix_tokens:
