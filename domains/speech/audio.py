@@ -100,6 +100,8 @@ def read_audio(
 ) -> NDArray[np.float32]:
     """Decode a recording, or a part of one, to mono.
 
+    An Ogg file that was cut between pages is read up to there: nothing in it tells.
+
     Args:
         source: File, or the bytes of one.
         sample_rate: Samples a second of the result; any other rate is resampled.
@@ -270,6 +272,20 @@ def _filters(old: int, new: int) -> _Filters | None:
 # ---------------------------------------------------------------- decoding
 
 
+class _Unsized(sf.SoundFile):
+    """A stream of unknown length; soundfile would seek after each read, and fail at its end."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, frames: int, whence: int = 0) -> int:
+        """Decode and drop ``frames``; only from the beginning."""
+        left = frames
+        while left and (got := len(self.read(min(left, _BLOCK), dtype="float32", always_2d=True))):
+            left -= got
+        return frames - left
+
+
 @contextmanager
 def _open(source: str | Path | bytes, name: str) -> Iterator[tuple[sf.SoundFile, int | None]]:
     """Open a recording; with it comes the number of its frames, None where only decoding tells."""
@@ -287,12 +303,16 @@ def _open(source: str | Path | bytes, name: str) -> Iterator[tuple[sf.SoundFile,
         raise AudioError(name, "samples without a header tell no sample rate", "convert it to WAV")
     try:
         with sf.SoundFile(file) as stream:
-            if stream.format == "MP3" and not _says_length(head_of_mp3 := _bytes(source)):
-                with sf.SoundFile(BytesIO(_with_length(head_of_mp3))) as counted:
+            if stream.format == "MP3" and not _says_length(data := _bytes(source)):
+                with sf.SoundFile(BytesIO(_with_length(data))) as counted:
                     yield counted, counted.frames
                 return
+            if stream.frames >= _UNKNOWN:
+                with _Unsized(BytesIO(source) if isinstance(source, bytes) else file) as unsized:
+                    yield unsized, None
+                return
             _check_chunks(stream, head, name)
-            yield stream, stream.frames if stream.frames < _UNKNOWN else None
+            yield stream, stream.frames
     except sf.LibsndfileError as e:
         reason = e.error_string.strip().rstrip(".") or f"libsndfile error {e.code}"
         if "not recognised" in reason or "unknown format" in reason:
