@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone, State, preset
+from vertebra.backbones.base import Backbone, Between, State, Taps, preset
 from vertebra.backbones.layers import recompute
 from vertebra.backbones.layers.attention import Attention, Rope
 from vertebra.backbones.layers.axial import AxialAttention, AxialState, Lines, angles_at, project, variance_scaling_
@@ -267,6 +267,7 @@ class Axial(Backbone):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Map x (B, *grid, D) to (B, *grid, D); see ``Backbone.forward``.
 
@@ -278,12 +279,15 @@ class Axial(Backbone):
         """
         self._check(x, mask, segments)
         grid, masks, back = self._fold(x, mask, segments)
-        layers: list[Tensor] | None = None if hidden is None else []
-        causal = self.config.causal
-        y = self._decode(grid, grid, masks[-1], layers) if causal else self._encode(grid, masks, layers)
-        if hidden is not None and layers is not None:
-            hidden += [back(layer) for layer in layers]
-        return back(y)
+
+        def into(new: Tensor, old: Tensor) -> Tensor:  # free places of the rows stay as they are
+            given = self._fold(torch.ones_like(new[..., :1]), mask, segments)[0] > 0
+            return torch.where(given, self._fold(new, mask, segments)[0], old)
+
+        between = Between(self, hidden, taps, back, into)
+        if self.config.causal:
+            return back(self._decode(grid, grid, masks[-1], between))
+        return back(self._encode(grid, masks, between))
 
     def decode(self, outer: Tensor, inner: Tensor) -> Tensor:
         """Run the causal form on two inputs: what rows below may see, and what the row itself may see.
@@ -303,31 +307,25 @@ class Axial(Backbone):
         """
         if not self.config.causal:
             raise ConfigError("Axial.decode: needs a causal backbone, this one has causal=False.")
-        return self._decode(outer, inner, None, None)
+        return self._decode(outer, inner, None, Between(self, None, None))
 
-    def _encode(self, x: Tensor, masks: list[Tensor | None], hidden: list[Tensor] | None) -> Tensor:
+    def _encode(self, x: Tensor, masks: list[Tensor | None], between: Between) -> Tensor:
         lines = [Lines(x, axis, mask=mask) for axis, mask in enumerate(masks)]
         for i, layer in enumerate(self.layers):
-            x = layer(x, [lines[-1 - i % len(lines)]] if self.config.combine == "alternate" else lines)
-            if hidden is not None:
-                hidden.append(x)
+            x = between(i, layer(x, [lines[-1 - i % len(lines)]] if self.config.combine == "alternate" else lines))
         return self.norm(x)
 
-    def _decode(self, outer: Tensor, inner: Tensor, mask: Tensor | None, hidden: list[Tensor] | None) -> Tensor:
+    def _decode(self, outer: Tensor, inner: Tensor, mask: Tensor | None, between: Between) -> Tensor:
         rows, columns = Lines(outer, 1, mask=mask), Lines(outer, 0, causal=True, mask=mask)
         left = Lines(inner, 1, causal=True, mask=mask)
         u, split = outer, self.config.outer_depth
         for i, layer in enumerate(self.layers[:split]):
-            u = layer(u, [columns if i % 2 else rows])
-            if hidden is not None:
-                hidden.append(u)
+            u = between(i, layer(u, [columns if i % 2 else rows]))
         if mask is not None:  # a row of padding above the first real one adds nothing
             u = u * mask.any(-1)[..., None, None]
         y = inner + F.pad(u[:, :-1], (0, 0, 0, 0, 1, 0))
-        for layer in self.layers[split:]:
-            y = layer(y, [left])
-            if hidden is not None:
-                hidden.append(y)
+        for i, layer in enumerate(self.layers[split:], split):
+            y = between(i, layer(y, [left]))
         return self.norm(y)
 
     def _fold(
@@ -422,13 +420,15 @@ class Axial(Backbone):
         tensors |= {name: zeros(heads, row, width) for name in inner}
         return AxialState(tensors, "rows", dict.fromkeys(columns, 3), max_len)
 
-    def step(self, x: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, state: State, mask: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D); see ``Backbone.step``.
 
         Raises:
-            ConfigError: The state is another backbone's.
+            ConfigError: The state is another backbone's, or there are taps.
             ShapeError: x has another shape, padding is not on the left, or there is no room.
         """
+        if taps is not None:
+            raise ConfigError("Axial.step: takes no taps, its outer layers run once a row; use forward with taps.")
         if not isinstance(state, AxialState):
             raise ConfigError("Axial.step: the state must come from this backbone's init_state.")
         if x.ndim != 3 or x.shape[-1] != self.config.dim or x.shape[0] != state.batch_size:

@@ -4,7 +4,8 @@ Shapes: B batch, T positions (grid axes in raster order), D width.
 
 A backbone maps features to features of the same shape. Embedding, head and loss are the domain's. One call
 form serves all: ``backbone(x, mask, segments)``, with True = real position. Causal backbones also decode:
-``init_state`` once, then ``step`` with a prompt of any length and one or more positions at a time.
+``init_state`` once, then ``step`` with a prompt of any length and one or more positions at a time. A model reads the
+features inside a backbone through ``hidden``, and changes them through ``taps``.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, ClassVar, TypeVar
 
@@ -144,6 +145,89 @@ class State(ABC):
         """
 
 
+Tap = Callable[[Tensor], Tensor]
+"""Maps features (B, *grid, D) to what stands in their place."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What a model does to the features inside a backbone, by index of the layer.
+
+    A tap gets all positions (B, *grid, D), padding included, and returns the same shape. What stands at padding means
+    nothing. Taps are neither cut into pieces nor recomputed under ``set_recompute``.
+
+    Args:
+        inside: Applied at the end of the layer's branches, before the layer's own closing norm where it has one;
+            elsewhere to the layer's output, before ``hidden`` and ``after``.
+        after: Applied to the layer's output; what it returns goes on to the next layer, or to the last norm.
+    """
+
+    inside: Mapping[int, Tap] = field(default_factory=dict)
+    after: Mapping[int, Tap] = field(default_factory=dict)
+
+
+class Between:
+    """What happens between the layers of one pass: features are kept in ``hidden`` and changed by ``taps``.
+
+    Args:
+        backbone: Whose layers they are.
+        hidden: Receives the output of every layer, in the caller's shape; None where nobody asked.
+        taps: Of the caller; None for none.
+        out: Maps a layer's features to the caller's shape.
+        into: Maps what a tap returned, and the layer's features before it, to the layer's shape.
+
+    Raises:
+        ConfigError: A tap is for a layer that the backbone does not have.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        hidden: list[Tensor] | None,
+        taps: Taps | None,
+        out: Tap = lambda x: x,
+        into: Callable[[Tensor, Tensor], Tensor] = lambda x, old: x,
+    ) -> None:
+        self.hidden, self.taps, self.out, self.into = hidden, taps, out, into
+        self.name = type(backbone).__name__
+        if taps is not None:
+            for part, places in (("inside", taps.inside), ("after", taps.after)):
+                self._check_places(part, places, backbone.num_layers)
+
+    def __call__(self, index: int, x: Tensor) -> Tensor:
+        """Return what goes on from layer ``index``, whose features before any tap are x."""
+        return self.after(index, self.inside(index, x))
+
+    def inside(self, index: int, x: Tensor) -> Tensor:
+        """Apply the inner tap of layer ``index``."""
+        return x if self.taps is None else self._apply("inside", self.taps.inside, index, x)
+
+    def after(self, index: int, x: Tensor) -> Tensor:
+        """Keep the output x of layer ``index`` and apply the outer tap."""
+        if self.hidden is not None:
+            self.hidden.append(self.out(x))
+        return x if self.taps is None else self._apply("after", self.taps.after, index, x)
+
+    def _apply(self, part: str, places: Mapping[int, Tap], index: int, x: Tensor) -> Tensor:
+        if index not in places:
+            return x
+        given = self.out(x)
+        y = places[index](given)
+        if y.shape != given.shape:
+            raise ShapeError(
+                f"{self.name}: the tap {part}[{index}] must return the shape it gets, {tuple(given.shape)}, "
+                f"got {tuple(y.shape)}."
+            )
+        return self.into(y, x)
+
+    def _check_places(self, part: str, places: Iterable[int], layers: int) -> None:
+        for index in places:
+            if not 0 <= index < layers:
+                raise ConfigError(
+                    f"{self.name}: taps.{part} has a tap for layer {index}, but the layers are 0 to {layers - 1}."
+                )
+
+
 class Backbone(nn.Module, ABC):
     """Features (B, *grid, D) to features (B, *grid, D)."""
 
@@ -160,6 +244,7 @@ class Backbone(nn.Module, ABC):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Map x (B, *grid, D) to (B, *grid, D).
 
@@ -168,10 +253,13 @@ class Backbone(nn.Module, ABC):
             mask: Real positions, bool (B, *grid); None when all are.
             segments: Index of the packed sequence each position belongs to, int (B, T); positions see their own
                 sequence only. None when a row is one sequence.
-            hidden: A list that receives the output (B, *grid, D) of every layer, before the final norm.
+            hidden: A list that receives the output (B, *grid, D) of every layer, before the final norm and before the
+                tap ``after`` of that layer.
+            taps: What to do to the features between the layers.
 
         Raises:
-            ShapeError: The shapes disagree with each other or with ``config.dim``.
+            ShapeError: The shapes disagree with each other or with ``config.dim``, or a tap returns another shape.
+            ConfigError: A tap is for a layer that the backbone does not have.
         """
 
     def init_state(
@@ -189,13 +277,17 @@ class Backbone(nn.Module, ABC):
         """
         raise ConfigError(f"{type(self).__name__} (causal={self.config.causal}) does not decode step by step.")
 
-    def step(self, x: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, state: State, mask: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """Map the next T positions x (B, T, D) to (B, T, D) and advance ``state`` in place.
 
         Args:
             x: Features of the next positions, T >= 1.
             state: From ``init_state``, or advanced by earlier calls.
             mask: Real positions, bool (B, T). Padding may only stand on the left of the first call.
+            taps: As in ``forward``; they get the new positions alone.
+
+        Raises:
+            ConfigError: The backbone is not causal, or it takes no taps step by step.
         """
         raise ConfigError(f"{type(self).__name__} (causal={self.config.causal}) does not decode step by step.")
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone, BackboneConfig, State, preset
+from vertebra.backbones.base import Backbone, BackboneConfig, Between, State, Taps, preset
 from vertebra.backbones.layers.attention import Attention
 from vertebra.backbones.layers.groups import Cursor, TensorState, align, cut
 from vertebra.backbones.layers.interleaved import CrossAttention, FITLayers, Plan
@@ -211,15 +211,17 @@ class FIT(Backbone):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Map x (B, *grid, D) to (B, *grid, D); see ``Backbone.forward``.
 
-        Packed sequences of a grid are read in raster order. Latent layers add x as it stands to ``hidden``.
+        Packed sequences of a grid are read in raster order. Latent layers add x as it stands to ``hidden``, and their
+        taps change x, not the latents.
 
         Raises:
             ShapeError: The shapes disagree, or there are more groups than ``config.groups``.
         """
-        return self.with_latents(x, mask, segments, hidden)[0]
+        return self.with_latents(x, mask, segments, hidden, taps)[0]
 
     def with_latents(
         self,
@@ -227,6 +229,7 @@ class FIT(Backbone):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
         *,
         context: Tensor | None = None,
         add: Tensor | None = None,
@@ -238,6 +241,7 @@ class FIT(Backbone):
             mask: As in ``forward``.
             segments: As in ``forward``; every packed sequence is then an item of the latents.
             hidden: As in ``forward``.
+            taps: As in ``forward``.
             context: Tokens (B, C, E) that the latents read, with ``config.context``; without them they are left out.
             add: Added to the first latents: (B, G, M, E), or what broadcasts to it.
 
@@ -249,14 +253,12 @@ class FIT(Backbone):
         if context is not None and not self.config.context:
             raise ConfigError("FIT: this backbone was built with context=False; set context=true.")
         groups = self._group(x, mask, segments)
+        between = Between(self, hidden, taps, groups.back, lambda y, _: self._group(y, mask, segments).x)
         x = groups.x if (code := self._x_code(groups.block, x)) is None else groups.x + code
         z = self._first_latents(groups.grid).to(x.dtype).expand(len(x), -1, -1, -1)
         if add is not None:
             z = z + add
-        seen: list[Tensor] | None = None if hidden is None else []
-        x, z = self.core(x, z, groups.real, context=context, may_be_empty=groups.may_be_empty, hidden=seen)
-        if hidden is not None:
-            hidden.extend(groups.back(h) for h in seen or [])
+        x, z = self.core(x, z, groups.real, context=context, may_be_empty=groups.may_be_empty, visit=between)
         return groups.back(self.norm(x)), z
 
     def init_state(
@@ -276,7 +278,7 @@ class FIT(Backbone):
         free = {name: 1 for name in tensors if name.endswith("latents")}
         return FITState(tensors, free, max_len)
 
-    def step(self, x: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, state: State, mask: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D); see ``Backbone.step``.
 
         Raises:
@@ -300,7 +302,10 @@ class FIT(Backbone):
         self._check_groups(-(-last // size))
         if (code := self._x_code((size,), rows)) is not None:
             rows = rows + code[cursor.slot % size]
-        rows = self.core.step(rows, state.tensors, cursor, lambda numbers: self._latents_of(numbers[..., None]))
+        between = Between(self, None, taps, back, lambda y, _: align(y, mask, None)[0])
+        rows = self.core.step(
+            rows, state.tensors, cursor, lambda numbers: self._latents_of(numbers[..., None]), between
+        )
         state.tensors["position"] = cursor.advanced
         return back(self.norm(rows))
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone, BackboneConfig, State
+from vertebra.backbones.base import Backbone, BackboneConfig, Between, State, Taps
 from vertebra.backbones.layers import recompute
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import Carried, MixerState, TokenMixer
@@ -221,10 +221,12 @@ class SequenceBackbone(Backbone):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Map x (B, *grid, D) to (B, *grid, D); see ``Backbone.forward``."""
         self._check(x, mask, segments)
         shape = x.shape
+        between = Between(self, hidden, taps, lambda y: y.reshape(shape), lambda y, _: y.flatten(1, -2))
         x = x.flatten(1, -2)  # (B, T, D)
         layout = Layout(
             batch=x.shape[0],
@@ -234,10 +236,8 @@ class SequenceBackbone(Backbone):
             mask=None if mask is None else mask.flatten(1),
             segments=segments,
         )
-        for layer in self.layers:
-            x = layer(x, layout)
-            if hidden is not None:
-                hidden.append(x.reshape(shape))
+        for index, layer in enumerate(self.layers):
+            x = between(index, layer(x, layout))
         return self.norm(x).reshape(shape)
 
     def read_last(self, x: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ class SequenceBackbone(Backbone):
             [self._mixer(i).init_state(batch, max_len, dtype, where) for i in range(len(self.layers))], batch
         )
 
-    def step(self, x: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
+    def step(self, x: Tensor, state: State, mask: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D); see ``Backbone.step``."""
         if not isinstance(state, StackState) or len(state.layers) != len(self.layers):
             raise ConfigError(f"{type(self).__name__}.step: the state must come from this backbone's init_state.")
@@ -280,9 +280,10 @@ class SequenceBackbone(Backbone):
             )
         if mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise ShapeError(f"{type(self).__name__}.step: padding must stand on the left of the real positions.")
-        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+        between = Between(self, None, taps)
+        for index, (layer, layer_state) in enumerate(zip(self.layers, state.layers, strict=True)):
             assert isinstance(layer, Block)
-            x = layer.step(x, layer_state, mask)
+            x = between(index, layer.step(x, layer_state, mask))
         return self.norm(x)
 
     def set_recompute(self, recompute: bool, piece: int | None = None) -> None:

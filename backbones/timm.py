@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vertebra.backbones.base import Backbone, BackboneConfig
+from vertebra.backbones.base import Backbone, BackboneConfig, Taps
 from vertebra.errors import ConfigError, UnknownNameError
 
 
@@ -98,6 +98,7 @@ class TimmBackbone(Backbone):
         mask: Tensor | None = None,
         segments: Tensor | None = None,
         hidden: list[Tensor] | None = None,
+        taps: Taps | None = None,
     ) -> Tensor:
         """Refuse features: the model reads pixels, see ``pooled``."""
         raise ConfigError(

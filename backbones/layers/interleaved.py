@@ -124,7 +124,7 @@ class FITLayers(nn.Module):
         *,
         context: Tensor | None = None,
         may_be_empty: bool = True,
-        hidden: list[Tensor] | None = None,
+        visit: Callable[[int, Tensor], Tensor] = lambda index, x: x,
     ) -> tuple[Tensor, Tensor]:
         """Map x (B, G, S, D) and z (B, G, M, E) to the same.
 
@@ -134,7 +134,7 @@ class FITLayers(nn.Module):
             real: Real positions, bool (B, G, S); None when all are. The causal form expects padding behind all others.
             context: Tokens (B, C, E) that the latents read, where the layers were built for them.
             may_be_empty: Whether there may be groups without a real position.
-            hidden: A list that receives x (B, G, S, D) after every layer.
+            visit: Maps the index of a layer, local or latent, and x (B, G, S, D) behind it to the x that goes on.
         """
         batch, groups = x.shape[:2]
         x, latents = x.flatten(0, 1), z.shape[2]
@@ -154,8 +154,7 @@ class FITLayers(nn.Module):
         for number, stage in enumerate(self.stages):
             for index in stage.local:
                 x = self._pieces(functools.partial(self._local, self.layers[index]), x.shape[1], x, within)
-                if hidden is not None:
-                    hidden.append(x.unflatten(0, (batch, groups)))
+                x = visit(index, x.unflatten(0, (batch, groups))).flatten(0, 1)
             if not stage.latent:
                 continue
             z = self._pieces(self.reads[number], x.shape[1], z.flatten(0, 1), x, readable)
@@ -164,8 +163,7 @@ class FITLayers(nn.Module):
                 z = self._again(self.contexts[number], z, context)
             for index in stage.latent:
                 z = self._again(self.layers[index], z, between)
-                if hidden is not None:
-                    hidden.append(x.unflatten(0, (batch, groups)))
+                x = visit(index, x.unflatten(0, (batch, groups))).flatten(0, 1)
             z = z.unflatten(1, (groups, latents))
             if stage.writes:
                 source = torch.cat([torch.zeros_like(z[:, :1]), z[:, :-1]], dim=1) if self.causal else z
@@ -193,7 +191,14 @@ class FITLayers(nn.Module):
                     tensors[f"writes.{number}"] = write.keys_values(none)
         return {name: t.to(device, dtype) for name, t in tensors.items()}
 
-    def step(self, x: Tensor, held: dict[str, Tensor], cursor: Cursor, first: Callable[[Tensor], Tensor]) -> Tensor:
+    def step(
+        self,
+        x: Tensor,
+        held: dict[str, Tensor],
+        cursor: Cursor,
+        first: Callable[[Tensor], Tensor],
+        visit: Callable[[int, Tensor], Tensor] = lambda index, x: x,
+    ) -> Tensor:
         """Map the next positions x (B, T, D), real ones first, to (B, T, D).
 
         Latents are computed once, when their group is finished, for the items that finish one.
@@ -203,6 +208,7 @@ class FITLayers(nn.Module):
             held: From ``init_state``, or an earlier step; its tensors are replaced.
             cursor: Where the positions stand.
             first: Gives the first latents (..., M, E) of groups by number (...).
+            visit: Maps the index of a layer, and x (B, T, D) behind it, to the x that goes on.
         """
         finished = cursor.finished.sum(1)
         count = int(finished.max())
@@ -211,7 +217,7 @@ class FITLayers(nn.Module):
         z = first(numbers).to(x.dtype)  # (items, count, M, E)
         for number, stage in enumerate(self.stages):
             for index in stage.local:
-                x = self._step_local(index, x, held, cursor)
+                x = visit(index, self._step_local(index, x, held, cursor))
             if not stage.latent:
                 continue
             name = f"reads.{number}"
@@ -222,6 +228,8 @@ class FITLayers(nn.Module):
                 z = z.unflatten(0, numbers.shape)
                 for index in stage.latent:
                     z = self._step_latent(index, z, held, items, numbers)
+            for index in stage.latent:
+                x = visit(index, x)
             if stage.writes:
                 x = self._step_write(number, x, z, held, cursor, items)
         return x

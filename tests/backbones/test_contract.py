@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vertebra.backbones.base import BackboneConfig, create_backbone, resolve, split_name
+from vertebra.backbones.base import BackboneConfig, Taps, create_backbone, resolve, split_name
 from vertebra.backbones.catalog import families, presets
 from vertebra.backbones.layers import recompute
 from vertebra.errors import ConfigError, ShapeError, UnknownNameError
@@ -251,6 +251,84 @@ def test_same_seed_same_weights(name, causal):
         torch.manual_seed(3)
         states.append(create_backbone(name, causal=causal).state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def taps_of(layers, tap):
+    return Taps(inside=dict.fromkeys(layers, tap), after=dict.fromkeys(layers, tap))
+
+
+@every_form
+@pytest.mark.parametrize("kind", ["grid", "plain", "padded", "packed"])
+def test_taps_that_change_nothing_change_nothing(name, causal, kind):
+    backbone = build(name, causal)
+    shape = (2, 5, 7) if kind == "grid" else (2, 33)
+    x, options, seen = torch.randn(*shape, backbone.config.dim), {}, []
+    if kind == "padded":
+        options["mask"] = torch.ones(2, 33, dtype=torch.bool)
+        options["mask"][0, :13] = options["mask"][1, 20:] = False
+    elif kind == "packed":
+        options["segments"] = (torch.arange(33) > torch.tensor([[16], [30]])).long() + (torch.arange(33) > 31)
+    real = options.get("mask", torch.ones(shape, dtype=torch.bool))
+
+    def keep(features):
+        seen.append(features)
+        return features
+
+    plain, tapped = [], []
+    y = backbone(x, **options, hidden=plain)
+    tapped_y = backbone(x, **options, hidden=tapped, taps=taps_of(range(backbone.num_layers), keep))
+    torch.testing.assert_close(tapped_y[real], y[real], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close([h[real] for h in tapped], [h[real] for h in plain], atol=1e-6, rtol=1e-6)
+    assert [h.shape for h in seen] == [x.shape] * 2 * backbone.num_layers
+    torch.testing.assert_close([h[real] for h in seen[1::2]], [h[real] for h in plain], atol=1e-6, rtol=1e-6)
+
+
+@every_form
+def test_what_a_tap_returns_goes_on(name, causal):
+    backbone = build(name, causal)
+    x, vector = torch.randn(2, 21, backbone.config.dim), torch.randn(backbone.config.dim, requires_grad=True)
+    last = backbone.num_layers - 1
+    y = backbone(x, taps=Taps(after={last: lambda h: vector.expand_as(h)}))
+    torch.testing.assert_close(y, backbone.norm(vector).expand_as(y))
+    plain, after, inside = [], [], []
+    backbone(x, hidden=plain)
+    y = backbone(x, hidden=after, taps=Taps(after={0: lambda h: h + vector}))
+    backbone(x, hidden=inside, taps=Taps(inside={0: lambda h: h + vector}))
+    torch.testing.assert_close(after[0], plain[0], atol=0, rtol=0)
+    assert not torch.allclose(after[1], plain[1])
+    assert not torch.allclose(inside[0], plain[0])
+    y.pow(2).sum().backward()
+    assert vector.grad.abs().sum() > 0
+
+
+@every_preset
+@pytest.mark.parametrize("prompt", [1, 17])
+def test_steps_with_taps_equal_forward_with_taps(name, prompt):
+    backbone = build(name, True)
+    x, vector = torch.randn(2, 30, backbone.config.dim), torch.randn(backbone.config.dim)
+    taps = taps_of(range(backbone.num_layers), lambda h: torch.tanh(h) + vector)
+    whole, state = backbone(x, taps=taps), backbone.init_state(2, 30)
+    if backbone.config.family == "axial":
+        with pytest.raises(ConfigError, match=r"Axial.step: takes no taps, its outer layers run once a row"):
+            backbone.step(x[:, :prompt], state, taps=taps)
+        return
+    with torch.no_grad():
+        parts = [backbone.step(x[:, :prompt], state, taps=taps)]
+        parts += [backbone.step(x[:, t : t + 1], state, taps=taps) for t in range(prompt, 30)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+@every_form
+def test_wrong_taps_are_named(name, causal):
+    backbone = build(name, causal)
+    x, layers = torch.randn(2, 5, backbone.config.dim), backbone.num_layers
+    for index in (-1, layers):
+        with pytest.raises(ConfigError, match=rf"taps.inside has a tap for layer {index}, but.* 0 to {layers - 1}"):
+            backbone(x, taps=Taps(inside={index: lambda h: h}))
+        with pytest.raises(ConfigError, match=rf"taps.after has a tap for layer {index}, but"):
+            backbone(x, taps=Taps(after={index: lambda h: h}))
+    with pytest.raises(ShapeError, match=r"tap after\[0\] must return the shape it gets, \(2, 5, .*got \(2, 4, "):
+        backbone(x, taps=Taps(after={0: lambda h: h[:, 1:]}))
 
 
 @every_preset
