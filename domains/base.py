@@ -28,7 +28,7 @@ from torchmetrics import Metric
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
 from vertebra.backbones.catalog import ADAPTERS
 from vertebra.backbones.pretrained import LoadReport, load_backbone, load_state, model_folder, read_tensors
-from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler
+from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
 from vertebra.domains.saving import class_path, import_class
@@ -155,18 +155,23 @@ class BaseData(pl.LightningDataModule, ABC):
         """What to do when a split is missing."""
         return f"give a {split} file or a share of the data."
 
-    def loader(self, split: Split, *, shuffle: bool) -> BatchLoader:
-        """Batches of a split for this process."""
-        items, trainer = self.items(split), self.trainer
-        sampler = LengthBucketSampler(
+    def sampler(self, split: Split, items: Items, *, shuffle: bool, rank: int, world_size: int) -> PlannedSampler:
+        """Plan the batches of a split."""
+        return LengthBucketSampler(
             items.lengths,
             batch_size=self.batch_size,
             max_tokens=self.max_tokens,
             shuffle=shuffle,
             seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
+            rank=rank,
+            world_size=world_size,
         )
+
+    def loader(self, split: Split, *, shuffle: bool) -> BatchLoader:
+        """Batches of a split for this process."""
+        items, trainer = self.items(split), self.trainer
+        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        sampler = self.sampler(split, items, shuffle=shuffle, rank=rank, world_size=world_size)
         return BatchLoader(items.fetch, sampler, num_workers=self.num_workers, pin_memory=self.pin_memory)
 
     def train_dataloader(self) -> BatchLoader:

@@ -7,8 +7,9 @@ whatever the number of workers, after a resume, and on whichever rank it falls.
 from __future__ import annotations
 
 import heapq
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -22,7 +23,66 @@ Batch = dict[str, Any]
 Fetch = Callable[[NDArray[np.int64], int], Batch]
 
 
-class LengthBucketSampler:
+class PlannedSampler(ABC):
+    """Batches of item indices, planned for a whole epoch and the same for all ranks; base of the samplers.
+
+    Args:
+        shuffle: Whether order and composition change from epoch to epoch.
+        seed: Seed of the shuffling.
+        rank: Index of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(self, *, shuffle: bool, seed: int, rank: int, world_size: int) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"{type(self).__name__}: rank must be from 0 to {world_size - 1}, got {rank}.")
+        self.shuffle, self.seed = shuffle, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self._start = 0
+        self._plan: tuple[int, list[NDArray[np.int64]]] | None = None
+
+    @abstractmethod
+    def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Plan an epoch: batches of all ranks together, with an item for each rank at least."""
+
+    @property
+    def sampler(self) -> Self:
+        """This object: where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration shuffles for."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it already handed out."""
+        return {"epoch": self.epoch, "batch": self._start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.epoch, self._start = state["epoch"], state["batch"]
+
+    def batches(self) -> list[NDArray[np.int64]]:
+        """All batches of this rank in the current epoch."""
+        epoch = self.epoch if self.shuffle else 0
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, [b[self.rank :: self.world_size] for b in self.global_batches(epoch)])
+        return self._plan[1]
+
+    def __len__(self) -> int:
+        return len(self.batches())
+
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        batches = self.batches()
+        start, self._start = (self._start if self._start < len(batches) else 0), 0
+        for number in range(start, len(batches)):
+            self._start = number + 1
+            yield batches[number]
+        self._start = 0
+
+
+class LengthBucketSampler(PlannedSampler):
     """Batches of indices whose items have similar lengths.
 
     With several ranks a global batch is planned for all and dealt out item by item, so that every rank gets the same
@@ -58,53 +118,13 @@ class LengthBucketSampler:
         for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
             if value is not None and value < 1:
                 raise ConfigError(f"LengthBucketSampler: {name} must be at least 1, got {value}.")
-        if not 0 <= rank < world_size:
-            raise ConfigError(f"LengthBucketSampler: rank must be from 0 to {world_size - 1}, got {rank}.")
+        super().__init__(shuffle=shuffle, seed=seed, rank=rank, world_size=world_size)
         if self.lengths.size == 0:
             raise DataError("LengthBucketSampler: there must be at least one item, got none; is a file empty?")
-        self.batch_size, self.max_tokens = batch_size, max_tokens
-        self.shuffle, self.seed, self.noise = shuffle, seed, noise
-        self.rank, self.world_size = rank, world_size
-        self.epoch = 0
-        self._start = 0
-        self._plan: tuple[int, list[NDArray[np.int64]]] | None = None
+        self.batch_size, self.max_tokens, self.noise = batch_size, max_tokens, noise
 
-    @property
-    def sampler(self) -> LengthBucketSampler:
-        """This object: where Lightning looks for ``set_epoch``."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration shuffles for."""
-        self.epoch = epoch
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it already handed out."""
-        return {"epoch": self.epoch, "batch": self._start}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self.epoch, self._start = state["epoch"], state["batch"]
-
-    def batches(self) -> list[NDArray[np.int64]]:
-        """All batches of this rank in the current epoch."""
-        epoch = self.epoch if self.shuffle else 0
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = (epoch, [b[self.rank :: self.world_size] for b in self._global_batches(epoch)])
-        return self._plan[1]
-
-    def __len__(self) -> int:
-        return len(self.batches())
-
-    def __iter__(self) -> Iterator[NDArray[np.int64]]:
-        batches = self.batches()
-        start, self._start = (self._start if self._start < len(batches) else 0), 0
-        for number in range(start, len(batches)):
-            self._start = number + 1
-            yield batches[number]
-        self._start = 0
-
-    def _global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+    def global_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Plan an epoch: items sorted by perturbed lengths, then cut."""
         rng = np.random.default_rng([self.seed, epoch])
         count = self.lengths.size
         if self.shuffle:
@@ -114,7 +134,7 @@ class LengthBucketSampler:
             order = np.arange(count)
         cut = self._cut(order)
         if len(cut[-1]) < self.world_size:
-            _fill_last(cut, self.world_size)
+            fill_last(cut, self.world_size)
         if self.shuffle:
             cut = [cut[i] for i in rng.permutation(len(cut))]
         return cut
@@ -135,7 +155,7 @@ class LengthBucketSampler:
         return np.split(order, cuts)
 
 
-def _fill_last(batches: list[NDArray[np.int64]], world_size: int) -> None:
+def fill_last(batches: list[NDArray[np.int64]], world_size: int) -> None:
     """Give every rank an item of the last batch: from larger batches, else by repeating."""
     for i in range(len(batches) - 2, -1, -1):
         need = world_size - len(batches[-1])
@@ -169,7 +189,7 @@ class BatchLoader:
     """
 
     def __init__(
-        self, fetch: Fetch, sampler: LengthBucketSampler, *, num_workers: int = 0, pin_memory: bool = False
+        self, fetch: Fetch, sampler: PlannedSampler, *, num_workers: int = 0, pin_memory: bool = False
     ) -> None:
         self.fetch, self.batch_sampler = fetch, sampler
         self.num_workers, self.pin_memory = num_workers, pin_memory
