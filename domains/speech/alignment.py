@@ -79,8 +79,8 @@ def forced_align(
 ) -> list[TokenSpan]:
     """Find the most probable CTC path that spells ``ids``.
 
-    The exact search holds T x (2 L + 1) bytes: 3 MB for half a minute (T = 750, L = 500 x 4), 8 GB for an hour of
-    characters. For long recordings cut at pauses, or give ``band``: T x ``band`` bytes, in numpy.
+    The exact search takes time and memory T x (2 L + 1), a byte each: 1 MB for T = 750 and L = 500, 7 GB for an hour of
+    characters (T = 90,000, L = 40,000). Cut long recordings at pauses, or give ``band``: T x ``band`` bytes.
 
     Args:
         log_probs: Log-probabilities (T, V) of one recording.
@@ -88,7 +88,8 @@ def forced_align(
             with probability 1, so it takes what the tokens beside it can spare.
         blank: Id of the blank.
         band: States (tokens and the blanks around them) that are followed at a time, around the best one; None for
-            all. Exact as long as the true path stays within; a transcript that leaves a long part out may not.
+            all; 4096 suits an hour. Exact as long as the true path stays within, which a transcript that lacks or
+            adds long parts does not ensure.
 
     Returns:
         A span for each id, in their order.

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vertebra.domains.speech.decoding import CombinedScorer, beam_decode, combine, greedy, prefix_beam_search
+from vertebra.domains.speech.hotwords import Hotwords
 from vertebra.errors import ConfigError, DataError, ShapeError
 
 WIDE = {"beam": 2000, "top_k": 10, "min_log_prob": -math.inf}
@@ -254,3 +255,135 @@ def test_half_precision_and_gradients_are_no_obstacle():
 def test_errors(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+LETTERS = " abcdefghijklmnopqrstuvwxyz"
+
+
+def spell(text):
+    return [LETTERS.index(letter) + 1 for letter in text]  # 0 is the blank, 1 the space
+
+
+def bonus(scorer, ids):
+    state, total = scorer.start(), 0.0
+    for token in ids:
+        state, added = scorer.extend(state, token)
+        total += added
+    return total + scorer.finish(state)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0.0),
+        ("the cat sat", 3.0),
+        ("cat", 3.0),
+        ("cat cat", 6.0),
+        ("concatenate", 0.0),
+        ("cats", 0.0),
+        ("a tomcat", 0.0),
+        ("ca", 0.0),
+        ("cat c", 3.0),
+        ("new york", 8.0),
+        ("new york city", 8.0 + 10.0),  # 13 tokens, at most 10; and the shorter phrase in it
+        ("new york cit", 8.0),
+        ("new yorkshire", 0.0),
+        ("new new york", 8.0),
+    ],
+)
+def test_hot_words_by_hand(text, expected):
+    phrases = [spell(p) for p in ("cat", "new york", " new york city ", "cat")]
+    scorer = Hotwords(phrases, 1.0, limit=10.0, space=1)
+    assert bonus(scorer, spell(text)) == pytest.approx(expected)
+
+
+def test_hot_words_of_pieces_end_before_the_next_word():
+    cat, s, con, enate, new = 5, 6, 7, 8, 9
+    scorer = Hotwords([[cat], [new, cat]], [2.0, 1.5], starts={cat, con, new})
+    assert bonus(scorer, [con, cat, new, cat]) == pytest.approx(2 + 2 + 3)
+    assert bonus(scorer, [cat, s, con]) == 0
+    assert bonus(scorer, [new, cat, enate, cat]) == pytest.approx(2)
+
+
+def occurrences(ids, phrase, mode):
+    count = 0
+    for begin in range(len(ids) - len(phrase) + 1):
+        end = begin + len(phrase)
+        if tuple(ids[begin:end]) != tuple(phrase):
+            continue
+        before = mode != "space" or begin == 0 or ids[begin - 1] == 1
+        after = end == len(ids) or {"none": True, "space": ids[end] == 1, "starts": ids[end] in (1, 2)}[mode]
+        count += before and after
+    return count
+
+
+@pytest.mark.parametrize("mode", ["none", "space", "starts"])
+def test_hot_words_of_random_texts_are_counted(mode):
+    generator = torch.Generator().manual_seed(5)
+    options = {"none": {}, "space": {"space": 1}, "starts": {"starts": {1, 2}}}[mode]
+    seen = 0
+    for _ in range(200):
+        lengths = torch.randint(1, 5, (3,), generator=generator).tolist()
+        phrases = [torch.randint(2, 5, (n,), generator=generator).tolist() for n in lengths]
+        phrases[0] = [phrases[0][0], 1, *phrases[0]] if mode == "space" else phrases[0]
+        ids = torch.randint(1, 5, (30,), generator=generator).tolist()
+        weights = [0.5, 1.25, 2.0]
+        scorer = Hotwords(phrases, weights, limit=4.0, **options)
+        values = {}
+        for phrase, weight in zip(phrases, weights, strict=True):
+            values[tuple(phrase)] = max(values.get(tuple(phrase), 0), min(4.0, weight * len(phrase)))
+        expected = sum(value * occurrences(ids, phrase, mode) for phrase, value in values.items())
+        assert bonus(scorer, ids) == pytest.approx(expected)
+        seen += expected > 0
+    assert seen > 30
+
+
+def test_half_a_phrase_holds_no_more_than_its_limit():
+    scorer = Hotwords([list(range(1, 101))], 3.0, limit=6.0)
+    state, total = scorer.start(), 0.0
+    for token in range(1, 100):
+        state, added = scorer.extend(state, token)
+        total += added
+        assert 0 < total < 6
+    assert scorer.finish(state) == pytest.approx(-total)
+    state, added = scorer.extend(state, 100)
+    assert total + added + scorer.finish(state) == pytest.approx(6.0)
+
+
+def test_a_phrase_is_found_with_its_bonus_only():
+    """The posteriors hear "cab"; the last letter of "cat" is e^2.3 times less likely."""
+    texts = spell("a cab")
+    log_probs = peaky([tuple(texts)], size=28, length=20)[0]
+    last = slice(1 + 3 * 4, 3 + 3 * 4)
+    log_probs = log_probs.exp()
+    log_probs[last, spell("b")[0]] = 0.9
+    log_probs[last, spell("t")[0]] = 0.09
+    log_probs = log_probs.log()
+    assert list(prefix_beam_search(log_probs)[0].ids) == spell("a cab")
+    found = prefix_beam_search(log_probs, scorer=Hotwords([spell("cat")], 1.6, space=1))[0]
+    assert list(found.ids) == spell("a cat")
+    assert found.total == pytest.approx(found.score + 4.8)
+    for weight, phrase in ((0.7, "cat"), (1.6, "cats"), (1.6, "at")):  # too little; not the word; within the word
+        scorer = Hotwords([spell(phrase)], weight, space=1)
+        other = prefix_beam_search(log_probs, scorer=scorer)[0]
+        assert list(other.ids) == spell("a cab")
+        assert other.total == pytest.approx(other.score)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: Hotwords([[1, 2], [1]], space=1), "phrase 1 must have tokens, all at least 0; got \\[1\\]"),
+        (lambda: Hotwords([[-1]]), r"phrase 0 must have tokens, all at least 0; got \[-1\]"),
+        (lambda: Hotwords([[2]], 0.0), r"weights and limit must be above 0, got 0\.0"),
+        (lambda: Hotwords([[2]], [1.0, 2.0]), "one weight or one a phrase, got 2 for 1"),
+        (lambda: Hotwords([[2]], space=1, starts={2}), "give one of both"),
+    ],
+)
+def test_hot_word_errors(call, words):
+    with pytest.raises(ConfigError, match=words):
+        call()
+
+
+def test_no_hot_words_add_nothing():
+    assert bonus(Hotwords([], space=1), spell("the cat")) == 0
