@@ -1,0 +1,656 @@
+"""The data module of transcribed recordings."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vertebra.backbones.random import item_uniform
+from vertebra.domains.base import BaseData, Items, Split
+from vertebra.domains.batching import Batch, pad_batch
+from vertebra.domains.buckets import BucketSampler
+from vertebra.domains.spec import DataSpec
+from vertebra.domains.speech.audio import AudioError, audio_info, read_audio
+from vertebra.domains.speech.augment import Augment, WaveAugment
+from vertebra.domains.speech.frontend import LogMel
+from vertebra.domains.speech.sources import read_source, read_unlabelled
+from vertebra.domains.speech.sources_base import BadLine
+from vertebra.domains.speech.spec import NO_LANGUAGE, NO_PROMPT, Normalisation, SpeechSpec, Vocabulary
+from vertebra.domains.speech.text import normalise
+from vertebra.domains.speech.utterance import Utterance
+from vertebra.errors import ConfigError, DataError
+from vertebra.tokenizers.text import (
+    TextTokenizer,
+    learn_characters,
+    learn_pieces,
+    learn_words,
+    make_tokenizer,
+    piece_tokens,
+)
+
+log = logging.getLogger("vertebra")
+
+Ints = NDArray[np.int64]
+Wave = NDArray[np.float32]
+
+CACHE_BYTES = 512 * 2**20
+"""Decoded bytes that one split keeps in memory, in one process."""
+SILENCE = 10 ** (-70 / 20)
+"""Largest amplitude of a recording that counts as silence: 70 dB below full scale."""
+_MEASURED = 400  # training recordings that give mean and std
+_SPLIT, _MEASURE, _MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT, _SILENCE = range(301, 308)  # salts of the draws
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concatenate:
+    """Recordings of a split put one behind the other, with silence between: connected words from isolated ones.
+
+    Args:
+        items: Fewest and most recordings in a row.
+        gap: Shortest and longest silence between two, in seconds.
+        eval_items: The same as ``items`` for validation and test; None for the same numbers.
+        same_speaker: Whether all of a row are of one speaker.
+    """
+
+    items: tuple[int, int] = (1, 6)
+    gap: tuple[float, float] = (0.0, 0.4)
+    eval_items: tuple[int, int] | None = None
+    same_speaker: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("items", "eval_items"):
+            if (pair := getattr(self, name)) is not None and not 1 <= pair[0] <= pair[1]:
+                raise ConfigError(f"Concatenate: {name} must be two rising numbers from 1, got {pair}.")
+        if not 0 <= self.gap[0] <= self.gap[1]:
+            raise ConfigError(f"Concatenate: gap must be two rising numbers from 0, got {self.gap}.")
+
+
+class Recordings:
+    """Decoded waves of utterances, kept in memory until they take ``CACHE_BYTES``.
+
+    Args:
+        utterances: What to read.
+        sample_rate: Samples a second that are wanted.
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], sample_rate: int) -> None:
+        self.utterances, self.sample_rate = list(utterances), sample_rate
+        self._cache: dict[int, Wave] = {}
+        self._room = CACHE_BYTES
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}, "_room": CACHE_BYTES}
+
+    def wave(self, row: int) -> Wave:
+        """Samples (N,) of an utterance.
+
+        Raises:
+            AudioError: It cannot be read.
+        """
+        if row not in self._cache:
+            found = self.utterances[row]
+            wave = read_audio(found.path, self.sample_rate, start=found.start, duration=found.duration)
+            if self._room < wave.nbytes:
+                return wave
+            self._cache[row] = wave
+            self._room -= wave.nbytes
+        return self._cache[row]
+
+
+class SpeechItems:
+    """Utterances of one split.
+
+    Args:
+        recordings: Their waves.
+        spec: What the model reads.
+        tokenizer: Of the spec.
+        durations: Seconds of every utterance, (N,).
+        augment: What training does to waves at random; None for nothing.
+        concatenate: How many of them make an item, fewest and most; None for one.
+        rules: Gaps and speakers of such rows.
+        no_language: Share of items whose prefix says that the language is unknown.
+        no_prompt: Share of items whose prompt is left away.
+        seed: Seed of all draws.
+    """
+
+    def __init__(
+        self,
+        recordings: Recordings,
+        spec: SpeechSpec,
+        tokenizer: TextTokenizer,
+        durations: NDArray[np.float64],
+        *,
+        augment: WaveAugment | None = None,
+        concatenate: tuple[int, int] | None = None,
+        rules: Concatenate | None = None,
+        no_language: float = 1.0,
+        no_prompt: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        self.recordings, self.spec, self.tokenizer, self.augment = recordings, spec, tokenizer, augment
+        self.durations, self.seed = durations, seed
+        self.no_language, self.no_prompt = no_language, no_prompt
+        self.concatenate, self.rules = concatenate, rules or Concatenate()
+        utterances = recordings.utterances
+        self.texts = [normalise(_target(u), spec.normalisation) for u in utterances]
+        speakers = sorted({u.speaker for u in utterances}) if self.rules.same_speaker else [""]
+        rows = {s: [i for i, u in enumerate(utterances) if s in (u.speaker, "")] for s in speakers}
+        self._peers = {s: np.array(r, dtype=np.int64) for s, r in rows.items()}
+
+    def __len__(self) -> int:
+        return len(self.recordings)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of every utterance."""
+        return [u.id for u in self.recordings.utterances]
+
+    @property
+    def lengths(self) -> Ints:
+        """Samples of every item, or about as many where items are rows of utterances."""
+        seconds = self.durations
+        if self.concatenate is not None:
+            seconds = self._counts() * (self.durations.mean() + sum(self.rules.gap) / 2)
+        return np.maximum(seconds * self.spec.sample_rate, 1).astype(np.int64)
+
+    @property
+    def target_lengths(self) -> Ints:
+        """Tokens of every item, or about as many."""
+        counts = np.array([max(len(self._ids(t)), 1) for t in self.texts], dtype=np.int64)
+        if self.concatenate is not None:
+            return np.ceil(self._counts() * (counts.mean() + 1)).astype(np.int64)
+        return counts
+
+    def take(self, rows: Ints) -> SpeechItems:
+        """Return the items of some rows."""
+        kept = Recordings([self.recordings.utterances[i] for i in rows.tolist()], self.spec.sample_rate)
+        return SpeechItems(
+            kept,
+            self.spec,
+            self.tokenizer,
+            self.durations[rows],
+            augment=self.augment,
+            concatenate=self.concatenate,
+            rules=self.rules,
+            no_language=self.no_language,
+            no_prompt=self.no_prompt,
+            seed=self.seed,
+        )
+
+    def fetch(self, indices: Ints, epoch: int) -> Batch:
+        """Make a batch.
+
+        Returns:
+            ``waves`` float32 (B, N), ``lengths`` (B,), ``targets`` (B, L), ``target_lengths`` (B,), ``texts``,
+            ``names``, ``index`` (B,), ``epoch``; with a prefix ``prefix`` (B, 2) and ``language`` (B,), the token of the
+            true language; where there are translations ``transcripts`` and ``transcript_lengths``, below 0 for none;
+            with prompts ``prompt`` and ``prompt_lengths``.
+
+        Raises:
+            DataError: A recording is damaged.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        rows = [self._row(i, epoch) for i in indices.tolist()]
+        waves = [self._wave(members, i, epoch) for members, i in zip(rows, indices.tolist(), strict=True)]
+        texts = [" ".join(filter(None, (self.texts[m] for m in members))) for members in rows]
+        padded, mask = pad_batch(waves, 0.0)
+        first = [self.recordings.utterances[members[0]] for members in rows]
+        batch: Batch = {
+            "index": torch.from_numpy(indices.copy()),
+            "epoch": epoch,
+            "names": [u.id for u in first],
+            "texts": texts,
+            "waves": padded,
+            "lengths": mask.sum(1),
+        }
+        prefixes = [self._prefix(u) for u in first]
+        batch |= _padded("target", [p + self._ids(t) for p, t in zip(prefixes, texts, strict=True)])
+        if self.spec.languages:
+            hidden = item_uniform(self.seed, epoch, indices, _NO_LANGUAGE) < self.no_language
+            batch["language"] = torch.tensor([p[0] for p in prefixes])
+            unknown = self.tokenizer.id_of(NO_LANGUAGE)
+            batch["prefix"] = torch.tensor(
+                [[unknown if h else p[0], p[1]] for p, h in zip(prefixes, hidden.tolist(), strict=True)]
+            )
+            spoken = [None if u.text is None else normalise(u.text, self.spec.normalisation) for u in first]
+            if any(u.task != "asr" for u in self.recordings.utterances):
+                ids = [None if s is None else p + self._ids(s) for p, s in zip(prefixes, spoken, strict=True)]
+                batch |= _padded("transcript", ids)
+        if NO_PROMPT in self.spec.tokens:
+            dropped = item_uniform(self.seed, epoch, indices, _NO_PROMPT) < self.no_prompt
+            none = [self.tokenizer.id_of(NO_PROMPT)]
+            before = [normalise(u.previous, self.spec.normalisation) for u in first]
+            ids = [none if d or not t else self._ids(t) for t, d in zip(before, dropped.tolist(), strict=True)]
+            batch |= {k.replace("prompts", "prompt"): v for k, v in _padded("prompt", ids).items()}
+        return batch
+
+    def _row(self, item: int, epoch: int) -> list[int]:
+        """Utterances that an item is made of: itself, then others, drawn anew in every epoch."""
+        if self.concatenate is None:
+            return [item]
+        count = int(self._counts()[item])
+        peers = self._peers.get(self.recordings.utterances[item].speaker, self._peers.get("", np.arange(len(self))))
+        draws = item_uniform(self.seed, epoch, item * 1000 + np.arange(1, count), _MEMBER)
+        return [item, *peers[(draws * len(peers)).astype(np.int64)].tolist()]
+
+    def _counts(self) -> Ints:
+        low, high = self.concatenate or (1, 1)
+        return low + np.arange(len(self)) % (high - low + 1)
+
+    def _wave(self, members: list[int], item: int, epoch: int) -> Wave:
+        try:
+            parts = [self.recordings.wave(m) for m in members]
+        except AudioError as e:
+            raise DataError(f"{e} To leave such recordings out, set data.bad=skip.") from None
+        if len(parts) > 1:
+            low, high = self.rules.gap
+            gaps = item_uniform(self.seed, epoch, item * 1000 + np.arange(1, len(parts)), _GAP)
+            samples = ((low + (high - low) * gaps) * self.spec.sample_rate).astype(np.int64)
+            spaced: list[Wave] = [parts[0]]
+            for gap, part in zip(samples.tolist(), parts[1:], strict=True):
+                spaced += [np.zeros(gap, np.float32), part]
+            parts = [np.concatenate(spaced)]
+        return parts[0] if self.augment is None else self.augment(parts[0], epoch, item)
+
+    def _ids(self, text: str) -> list[int]:
+        unknown = set(self.tokenizer.unknown(text))
+        if unknown:  # only where a recording is not learned from: ``_learnable`` has reported it
+            if self.spec.vocabulary == "words":
+                text = " ".join(w for w in text.split() if w not in unknown)
+            else:
+                text = "".join(c for c in text if c not in unknown)
+        return self.tokenizer.encode(text)
+
+    def _prefix(self, utterance: Utterance) -> list[int]:
+        if not self.spec.languages:
+            return []
+        return [self.tokenizer.id_of(f"<{name}>") for name in (utterance.language, utterance.task)]
+
+
+class SpeechData(BaseData):
+    """Transcribed recordings.
+
+    Args:
+        root: A folder or a manifest: audio with .txt beside it, JSONL of NeMo or ESPnet, a Kaldi directory, the layouts
+            of LibriSpeech, Common Voice, Speech Commands, FSDD and AN4, or a table with the columns ``path`` and
+            ``text``. Splits that it has are kept; those that it lacks are drawn.
+        val: Another such source for validation.
+        test: Another such source for testing.
+        predict: Folder or files to predict, without transcripts.
+        layout: Layout of the sources, where it cannot be told from the files.
+        sample_rate: Samples a second that the model reads; files are resampled to it.
+        n_mels: Log-mel channels.
+        vocabulary: ``characters``, ``words``, or ``sentencepiece``.
+        vocabulary_size: Pieces of a SentencePiece model that is trained on the transcripts.
+        piece_model: A SentencePiece model to take instead.
+        normalisation: ``raw``, ``basic`` or ``english``, see ``text.normalise``.
+        prefix: Whether a prefix says language and task; ``auto`` where there are several languages or a translation.
+        val_fraction: Share of the training utterances for validation, where the source has none.
+        test_fraction: Share for testing, where the source has none.
+        val_speakers: Speakers who are used for validation alone.
+        test_speakers: Speakers who are used for testing alone; the source's own splits are then not used.
+        concatenate: Make rows of recordings.
+        augment: What training does to waves at random.
+        no_language: Share of training items whose prefix hides the language; evaluation always hides it.
+        no_prompt: Share of training items whose prompt is left away.
+        bad: Whether a damaged or silent recording is an error when it is reached, or all are tried first and it is left
+            out and reported.
+        min_seconds: Shorter recordings are left out and reported.
+        max_seconds: Longer recordings are left out and reported.
+        buckets: Length buckets of the batches.
+        target_buckets: Buckets by number of tokens in each of them; 1 for none.
+        batch_size: Recordings in a batch.
+        batch_seconds: Seconds in a batch, padding included.
+        quadratic_seconds: Length at which a recording counts twice, for attention's sake; None for never.
+        num_workers: Worker processes.
+        pin_memory: Whether to copy batches into page-locked memory.
+        seed: Seed of splits, order and augmentation.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str | list[str] | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | list[str] | None = None,
+        layout: str = "auto",
+        sample_rate: int = 16_000,
+        n_mels: int = 80,
+        vocabulary: Vocabulary = "characters",
+        vocabulary_size: int = 500,
+        piece_model: str | None = None,
+        normalisation: Normalisation = "basic",
+        prefix: bool | Literal["auto"] = "auto",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        val_speakers: list[str] | None = None,
+        test_speakers: list[str] | None = None,
+        concatenate: Concatenate | None = None,
+        augment: Augment | None = None,
+        no_language: float = 0.5,
+        no_prompt: float = 0.5,
+        bad: Literal["error", "skip"] = "error",
+        min_seconds: float = 0.02,
+        max_seconds: float = 30.0,
+        buckets: int = 10,
+        target_buckets: int = 1,
+        batch_size: int = 64,
+        batch_seconds: float | None = 120.0,
+        quadratic_seconds: float | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, seed=seed)
+        if root is None and not predict:
+            raise ConfigError("SpeechData: give root, a folder or a manifest of transcribed recordings, or predict.")
+        if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+            raise ConfigError(
+                "SpeechData: val_fraction and test_fraction must be from 0 and below 1 together, got "
+                f"{val_fraction} and {test_fraction}."
+            )
+        if not 0 <= min_seconds < max_seconds:
+            raise ConfigError(f"SpeechData: min_seconds ({min_seconds}) must be below max_seconds ({max_seconds}).")
+        if piece_model is not None and vocabulary != "sentencepiece":
+            raise ConfigError(f"SpeechData: piece_model needs vocabulary=sentencepiece, got {vocabulary}.")
+        self.roots = [] if root is None else [root] if isinstance(root, str) else list(root)
+        self.val, self.test, self.predict, self.layout = val, test, predict, layout
+        self.sample_rate, self.n_mels = sample_rate, n_mels
+        self.vocabulary, self.vocabulary_size, self.piece_model = vocabulary, vocabulary_size, piece_model
+        self.normalisation, self.prefix = normalisation, prefix
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self.val_speakers, self.test_speakers = val_speakers or [], test_speakers or []
+        self.concatenate = concatenate
+        self.augment = augment
+        self.no_language, self.no_prompt = no_language, no_prompt
+        self.bad, self.min_seconds, self.max_seconds = bad, min_seconds, max_seconds
+        self.buckets, self.target_buckets = buckets, target_buckets
+        self.batch_seconds, self.quadratic_seconds = batch_seconds, quadratic_seconds
+        self.rejected: list[BadLine] = []
+        """Recordings that were left out, and why; after ``setup``."""
+
+    def hint(self, split: Split) -> str:
+        """What to do when a split is missing."""
+        if split == "predict":
+            return "give predict, a folder or files."
+        if split == "train":
+            return "give root, a folder or a manifest of transcribed recordings."
+        return f"give {split}, another folder or manifest, or {split}_fraction above 0."
+
+    def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
+        """List the recordings, split them, and learn vocabulary and statistics from the training split."""
+        known = spec if isinstance(spec, SpeechSpec) else None
+        self.rejected = []
+        tables: dict[str, list[Utterance]] = {}
+        if splits - {"predict"}:
+            tables |= self._tables()
+        if "predict" in splits and self.predict:
+            tables["predict"] = read_unlabelled(self.predict)
+        durations: dict[str, NDArray[np.float64]] = {}
+        for name, table in tables.items():
+            tables[name], durations[name] = self._readable(table, transcribed=name != "predict")
+        if known is None:
+            if not tables.get("train"):
+                raise DataError(f"SpeechData: no train data to learn the vocabulary from; {self.hint('train')}")
+            known = self._make_spec(tables["train"])
+        tokenizer = make_tokenizer(known.vocabulary, known.tokens, known.pieces)
+        items: dict[str, Items] = {}
+        for name, table in tables.items():
+            kept = self._learnable(table, known, tokenizer, name) if name != "predict" else np.arange(len(table))
+            chosen = [table[i] for i in kept.tolist()]
+            items[name] = self._items(name, chosen, durations[name][kept], known, tokenizer)
+        self._report()
+        return known, {name: split for name, split in items.items() if len(split.lengths)}
+
+    def sampler(self, split: Split, items: Items, *, shuffle: bool, rank: int, world_size: int) -> BucketSampler:
+        """Batches by length, and by number of tokens where ``target_buckets`` asks for it."""
+        assert isinstance(items, SpeechItems)
+        rate = self.spec_rate
+        return BucketSampler(
+            items.lengths,
+            targets=items.target_lengths if self.target_buckets > 1 else None,
+            bins=self.buckets,
+            sub_bins=self.target_buckets,
+            batch_size=self.batch_size,
+            max_total=None if self.batch_seconds is None else self.batch_seconds * rate,
+            quadratic_length=None if self.quadratic_seconds is None else self.quadratic_seconds * rate,
+            shuffle=shuffle,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    @property
+    def spec_rate(self) -> int:
+        """Samples a second of the spec."""
+        assert isinstance(self.spec, SpeechSpec)
+        return self.spec.sample_rate
+
+    # ------------------------------------------------------------ tables and splits
+
+    def _tables(self) -> dict[str, list[Utterance]]:
+        utterances: list[Utterance] = []
+        for root in self.roots:
+            utterances += self._read_source(root)
+        tables: dict[str, list[Utterance]] = {"train": [], "val": [], "test": []}
+        for u in utterances:
+            if u.speaker in self.test_speakers:
+                tables["test"].append(u)
+            elif u.speaker in self.val_speakers:
+                tables["val"].append(u)
+            else:
+                tables["train" if self.test_speakers or not u.split else u.split].append(u)
+        for name, speakers in (("test", self.test_speakers), ("val", self.val_speakers)):
+            if missing := sorted(set(speakers) - {u.speaker for u in utterances}):
+                there = ", ".join(sorted({u.speaker for u in utterances if u.speaker})[:10]) or "none"
+                raise ConfigError(f"SpeechData: {name}_speakers must be in the data ({there}), got {missing[0]!r}.")
+        for name, source in (("val", self.val), ("test", self.test)):
+            if source is not None:
+                tables[name] = self._read_source(source)
+        for name, share in (("test", self.test_fraction), ("val", self.val_fraction)):
+            if not tables[name] and share:
+                draws = item_uniform(self.seed, 0, np.arange(len(tables["train"])), _SPLIT)
+                chosen = set(np.argsort(draws, kind="stable")[: round(share * len(draws))].tolist())
+                tables[name] = [u for i, u in enumerate(tables["train"]) if i in chosen]
+                tables["train"] = [u for i, u in enumerate(tables["train"]) if i not in chosen]
+        return {name: table for name, table in tables.items() if table}
+
+    def _read_source(self, path: str) -> list[Utterance]:
+        source = read_source(path, self.layout)
+        self.rejected += source.bad
+        return source.utterances
+
+    def _readable(
+        self, utterances: list[Utterance], *, transcribed: bool
+    ) -> tuple[list[Utterance], NDArray[np.float64]]:
+        """Keep what has a transcript and a length in range, with the lengths in seconds."""
+        kept, seconds = [], []
+        for u in utterances:
+            try:
+                length = u.duration if u.duration is not None else audio_info(u.path).duration - u.start
+                if transcribed and not _target(u).strip():
+                    self._reject(u, "the transcript is empty", "add one, or take the recording out")
+                elif transcribed and not self.min_seconds <= length <= self.max_seconds:
+                    limits = f"from {self.min_seconds:g} to {self.max_seconds:g} seconds"
+                    self._reject(u, f"its length must be {limits}, got {length:.3g}", "cut it, or move the limits")
+                elif self.bad == "skip" and _is_silent(u, self.sample_rate):
+                    self._reject(u, "there is nothing but silence", "take the recording out")
+                else:
+                    kept.append(u)
+                    seconds.append(length)
+            except AudioError as e:
+                if self.bad == "error":
+                    raise DataError(f"{e} To leave such recordings out, set data.bad=skip.") from None
+                self._reject(u, e.rule, e.advice)
+        return kept, np.array(seconds, dtype=np.float64)
+
+    def _learnable(self, table: list[Utterance], spec: SpeechSpec, tokenizer: TextTokenizer, split: str) -> Ints:
+        """Rows whose text the vocabulary can write; in validation and test what it cannot is counted as an error."""
+        kept = []
+        for row, u in enumerate(table):
+            text = normalise(_target(u), spec.normalisation)
+            unknown = tokenizer.unknown(text)
+            if not text:
+                self._reject(u, f"nothing is left of the transcript {_target(u)!r}", "use normalisation=raw")
+            elif spec.languages and (u.language not in spec.languages or u.task not in spec.tasks):
+                self._reject(u, f"language {u.language!r} and task {u.task!r} are not the model's", "correct them")
+            elif unknown and split == "train":
+                listed = " ".join(map(repr, unknown[:5]))
+                self._reject(u, f"the vocabulary lacks {listed}", "correct the transcript")
+            else:
+                kept.append(row)
+        return np.array(kept, dtype=np.int64)
+
+    def keep_feasible(self, fits: Any) -> None:
+        """Leave out training items whose tokens do not fit into their positions.
+
+        Args:
+            fits: Takes samples (N,) and, for each, the ids of the target; returns bool (N,).
+        """
+        items = self._splits.get("train")
+        if not isinstance(items, SpeechItems) or not len(items):
+            return
+        fastest = self.augment.fastest if self.augment is not None else 1.0
+        samples = np.floor(items.durations * self.spec_rate / fastest).astype(np.int64)
+        good = np.asarray(fits(samples, [items._ids(t) for t in items.texts]))
+        for row in np.flatnonzero(~good).tolist():
+            u = items.recordings.utterances[row]
+            self._reject(
+                u,
+                f"its {items.durations[row]:.3g} seconds have too few positions for {len(items._ids(items.texts[row]))} "
+                "tokens",
+                "choose a lower subsampling, or words or sentencepiece as vocabulary",
+            )
+        if not good.all():
+            if not good.any():
+                raise DataError(f"SpeechData: no target fits its recording; {self.rejected[-1].advice}.")
+            self._splits["train"] = items.take(np.flatnonzero(good))
+            self._report()
+
+    def _reject(self, u: Utterance, rule: str, advice: str) -> None:
+        self.rejected.append(BadLine(file=str(u.path), line=u.line, rule=rule, advice=advice))
+
+    def _report(self) -> None:
+        fresh = self.rejected[self._reported :]
+        self._reported = len(self.rejected)
+        if fresh:
+            reasons = Counter(b.rule.partition(" (")[0] for b in fresh)
+            told = "; ".join(f"{n} because {r}" for r, n in reasons.most_common(3))
+            log.warning("%d recordings are left out: %s; the first is %s", len(fresh), told, fresh[0].file)
+
+    _reported = 0
+
+    # ------------------------------------------------------------ the spec, and items
+
+    def _make_spec(self, train: list[Utterance]) -> SpeechSpec:
+        texts = [normalise(_target(u), self.normalisation) for u in train]
+        texts += [normalise(u.text, self.normalisation) for u in train if u.task != "asr" and u.text]
+        languages = sorted({u.language for u in train if u.language})
+        tasks = sorted({u.task for u in train})
+        wanted = len(languages) > 1 or tasks != ["asr"] if self.prefix == "auto" else self.prefix
+        if wanted and not languages:
+            raise DataError(
+                "SpeechData: prefix=true needs a language for every recording; add the column or key 'lang'."
+            )
+        specials: list[str] = []
+        if any(u.previous for u in train):
+            specials.append(NO_PROMPT)
+        if wanted:
+            specials += [NO_LANGUAGE, *(f"<{name}>" for name in (*languages, *tasks))]
+        pieces = b""
+        if self.vocabulary == "sentencepiece":
+            if self.piece_model is not None:
+                pieces = Path(self.piece_model).read_bytes()
+                tokens = list(piece_tokens(pieces, specials))
+            else:
+                tokens, pieces = learn_pieces(texts, self.vocabulary_size, specials, seed=self.seed)
+        else:
+            learn = learn_characters if self.vocabulary == "characters" else learn_words
+            tokens = learn(texts, specials)
+        spec = SpeechSpec(
+            sample_rate=self.sample_rate,
+            n_mels=self.n_mels,
+            tokens=tuple(tokens),
+            vocabulary=self.vocabulary,
+            pieces=base64.b64encode(pieces).decode(),
+            normalisation=self.normalisation,
+            languages=tuple(languages) if wanted else (),
+            tasks=tuple(tasks) if wanted else (),
+        )
+        mean, std = self._statistics(train, spec)
+        return dataclasses.replace(spec, mean=mean, std=std)
+
+    def _statistics(self, train: list[Utterance], spec: SpeechSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the log-mel channels over some training recordings."""
+        draws = item_uniform(self.seed, 0, np.arange(len(train)), _MEASURE)
+        chosen = [train[i] for i in np.argsort(draws, kind="stable")[:_MEASURED].tolist()]
+        recordings, logmel = Recordings(chosen, spec.sample_rate), LogMel(spec.sample_rate, spec.n_mels)
+        frames = []
+        for row in range(len(chosen)):
+            wave = torch.from_numpy(recordings.wave(row))
+            if len(wave) > logmel.n_fft:
+                frames.append(logmel(wave[None], torch.tensor([len(wave)]))[0][0])
+        if not frames:
+            return (), ()
+        every = torch.cat(frames).double()
+        return _rounded(every.mean(0)), _rounded(every.std(0).clamp(min=1e-3))
+
+    def _items(
+        self,
+        name: str,
+        utterances: list[Utterance],
+        durations: NDArray[np.float64],
+        spec: SpeechSpec,
+        tokenizer: TextTokenizer,
+    ) -> SpeechItems:
+        rules, train = self.concatenate, name == "train"
+        rows = None
+        if rules is not None and name != "predict":
+            rows = rules.items if train or rules.eval_items is None else rules.eval_items
+        augment = WaveAugment(self.augment, spec.sample_rate, self.seed) if train and self.augment is not None else None
+        return SpeechItems(
+            Recordings(utterances, spec.sample_rate),
+            spec,
+            tokenizer,
+            durations,
+            augment=augment,
+            concatenate=rows,
+            rules=rules,
+            no_language=self.no_language if train else 1.0,
+            no_prompt=self.no_prompt if train else 0.0,
+            seed=self.seed,
+        )
+
+
+def _target(u: Utterance) -> str:
+    return (u.text or "") if u.task == "asr" else u.translation
+
+
+def _is_silent(u: Utterance, sample_rate: int) -> bool:
+    wave = read_audio(u.path, sample_rate, start=u.start, duration=u.duration)
+    return bool(np.abs(wave).max(initial=0.0) < SILENCE)
+
+
+def _rounded(values: torch.Tensor) -> tuple[float, ...]:
+    return tuple(round(v, 4) for v in values.tolist())
+
+
+def _padded(name: str, ids: Iterable[list[int] | None]) -> Batch:
+    rows = list(ids)
+    padded, mask = pad_batch([torch.tensor(row or [], dtype=torch.int64) for row in rows], 0)
+    missing = torch.tensor([row is None for row in rows])
+    return {f"{name}s": padded, f"{name}_lengths": mask.sum(1).masked_fill(missing, -1)}

@@ -1,0 +1,271 @@
+"""The speech task: recognition, translation and language identification by CTC; loss, metrics, predictions."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
+
+from vertebra.backbones.base import Backbone, BackboneConfig
+from vertebra.domains.base import DomainModel, MetricTask
+from vertebra.domains.batching import Batch
+from vertebra.domains.optim import OptimizerConfig
+from vertebra.domains.spec import DataSpec
+from vertebra.domains.speech.alignment import frames_needed
+from vertebra.domains.speech.augment import SpecAugment
+from vertebra.domains.speech.data import SpeechData
+from vertebra.domains.speech.decoding import greedy
+from vertebra.domains.speech.loss import recognition_loss
+from vertebra.domains.speech.model import Emissions, PromptConfig, SpeechCTC
+from vertebra.domains.speech.spec import SpeechSpec
+from vertebra.errors import ConfigError
+from vertebra.tokenizers.text import TextTokenizer, make_tokenizer
+
+
+class SpeechRecognitionTask(MetricTask):
+    """Text of recordings by CTC, with any backbone.
+
+    Logs ``loss``; ``wer`` and ``cer``, errors of words and characters of recognition; ``exact``, the share of recordings
+    without any; ``blank``, the share of positions that say nothing; with a prefix ``language_accuracy``, and with
+    translations ``bleu``.
+
+    Args:
+        backbone: A config, or the name of a preset or pretrained backbone; with ``causal=true`` the model can stream.
+        optimizer: Optimizer and schedule.
+        subsampling: Frames of 10 ms to one position: 1, 2, 4, 6 or 8.
+        channels: Channels of the subsampling convolutions; 0 for as many as the backbone is wide.
+        grid: Whether the backbone reads time x frequency.
+        feature_norm: ``global``, or ``utterance`` to take the mean of each recording away.
+        intermediate: Layers, counted from 1, that have a loss of their own and feed back what they say.
+        transcript_layers: Those that are trained on the transcript whatever the task.
+        intermediate_weight: Share of their losses.
+        prompt: Encoder of a text prompt.
+        padding: ``espnet`` treats the ends of recordings as ESPnet does.
+        dropout: Share of the backbone's input that is zeroed in training.
+        spec_augment: Masks over time and channels in training; None for none.
+        init_from: Initial weights: a model directory, a bundled model's name, or a ``.ckpt``.
+        init_parts: ``backbone`` alone, or ``all`` that fits.
+        freeze_backbone: Whether the backbone keeps its weights.
+        unfreeze_at: Epoch at which it begins to learn.
+        monitor: What the best checkpoint is best in.
+        seed: Seed of the masks.
+    """
+
+    model: SpeechCTC
+    monitor_mode: ClassVar[str]
+
+    def __init__(
+        self,
+        backbone: BackboneConfig | str,
+        *,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
+        subsampling: int = 4,
+        channels: int = 0,
+        grid: bool | Literal["auto"] = "auto",
+        feature_norm: Literal["global", "utterance"] = "global",
+        intermediate: list[int] | None = None,
+        transcript_layers: list[int] | None = None,
+        intermediate_weight: float = 0.5,
+        prompt: PromptConfig | None = None,
+        padding: Literal["masked", "espnet"] = "masked",
+        dropout: float = 0.0,
+        spec_augment: SpecAugment | None = None,
+        init_from: str | None = None,
+        init_parts: Literal["backbone", "all"] = "all",
+        freeze_backbone: bool = False,
+        unfreeze_at: int | None = None,
+        monitor: str = "val/wer",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            backbone=backbone,
+            optimizer=optimizer,
+            init_from=init_from,
+            init_parts=init_parts,
+            freeze_backbone=freeze_backbone,
+            unfreeze_at=unfreeze_at,
+        )
+        if not 0 <= intermediate_weight < 1:
+            raise ConfigError(f"intermediate_weight must be from 0 and below 1, got {intermediate_weight}.")
+        self.arguments: dict[str, Any] = {
+            "subsampling": subsampling,
+            "channels": channels,
+            "grid": grid,
+            "feature_norm": feature_norm,
+            "intermediate": tuple(intermediate or ()),
+            "transcript_layers": tuple(transcript_layers or ()),
+            "prompt": PromptConfig(**prompt) if isinstance(prompt, Mapping) else prompt,
+            "padding": padding,
+            "dropout": dropout,
+        }
+        if isinstance(spec_augment, Mapping):
+            spec_augment = SpecAugment(**spec_augment)
+        self.intermediate_weight, self.spec_augment, self.mask_seed = intermediate_weight, spec_augment, seed
+        self.monitor = monitor
+        self.monitor_mode = "max" if monitor.endswith(("exact", "accuracy", "bleu")) else "min"  # type: ignore[misc]
+        self._said: list[dict[str, Any]] = []
+        self._tokenizer: TextTokenizer | None = None
+
+    # ------------------------------------------------------------ building
+
+    def build_model(self, backbone: Backbone, spec: DataSpec) -> DomainModel:
+        """Make the recogniser."""
+        if not isinstance(spec, SpeechSpec):
+            raise ConfigError(
+                f"SpeechRecognitionTask needs recordings, but the data is for the domain {spec.domain}; choose another "
+                "task or other data."
+            )
+        return SpeechCTC(backbone, spec, **self.arguments)
+
+    def configure_model(self) -> None:
+        """Build the model; leave out training recordings that are too short for their text, which are reported."""
+        super().configure_model()
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SpeechData):
+            data.keep_feasible(self._fits)
+
+    def _fits(self, samples: Any, ids: list[list[int]]) -> Any:
+        counts = self.model.position_count(torch.from_numpy(samples)).numpy()
+        return counts >= np.array([frames_needed(row) for row in ids])
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """Of the model's spec."""
+        if self._tokenizer is None:
+            spec = self.model.spec
+            self._tokenizer = make_tokenizer(spec.vocabulary, spec.tokens, spec.pieces)
+        return self._tokenizer
+
+    # ------------------------------------------------------------ training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a batch."""
+        found = self._encode(batch, augment=True)
+        loss = self._loss(found, batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["waves"]))
+        return loss
+
+    def _encode(self, batch: Batch, *, augment: bool = False) -> Emissions:
+        features, counts = self.model.features(batch["waves"], batch["lengths"])
+        if augment and self.spec_augment is not None:
+            items = batch["index"].cpu().numpy()
+            features = self.spec_augment(features, counts, self.mask_seed, batch["epoch"], items)
+        return self.model.encode(
+            features, counts, batch.get("prefix"), batch.get("prompt"), batch.get("prompt_lengths")
+        )
+
+    def _loss(self, found: Emissions, batch: Batch) -> Tensor:
+        return recognition_loss(
+            found,
+            batch["targets"],
+            batch["target_lengths"],
+            weight=self.intermediate_weight,
+            transcripts=batch.get("transcripts"),
+            transcript_lengths=batch.get("transcript_lengths"),
+            transcript_layers=self.model.transcript_layers,
+        )
+
+    # ------------------------------------------------------------ evaluation
+
+    def make_metrics(self, spec: DataSpec) -> nn.ModuleDict:
+        """Loss, word and character errors, and what else the tasks ask for."""
+        assert isinstance(spec, SpeechSpec)
+        metrics: dict[str, nn.Module] = {
+            "loss": MeanMetric(),
+            "wer": WordErrorRate(),
+            "cer": CharErrorRate(),
+            "exact": MeanMetric(),
+            "blank": MeanMetric(),
+        }
+        if spec.languages:
+            metrics["language_accuracy"] = MeanMetric()
+        if any(task != "asr" for task in spec.tasks):
+            metrics["bleu"] = SacreBLEUScore()
+        return nn.ModuleDict(metrics)
+
+    def summarise(self, metrics: Any) -> dict[str, Tensor]:
+        """All metrics that saw a recording, by name."""
+        return {name: metric.compute() for name, metric in metrics.items() if metric.update_called}
+
+    def on_test_epoch_start(self) -> None:
+        """Begin anew."""
+        super().on_test_epoch_start()
+        self._said = []
+
+    def evaluate(self, metrics: Any, batch: Batch) -> None:
+        """Add a batch to the metrics."""
+        found = self._encode(batch)
+        said = self.read(found)
+        count = len(said)
+        metrics["loss"].update(self._loss(found, batch), count)
+        real = torch.arange(found.logits.shape[1], device=self.device) < found.lengths[:, None]
+        metrics["blank"].update((found.logits.argmax(-1) == 0)[real].float())
+        spoken = self._is_recognition(batch)
+        for hypothesis, reference, recognised in zip(said, batch["texts"], spoken, strict=True):
+            if recognised:
+                metrics["wer"].update([hypothesis["text"]], [reference])
+                metrics["cer"].update([hypothesis["text"]], [reference])
+            elif "bleu" in metrics:
+                metrics["bleu"].update([hypothesis["text"]], [[reference]])
+            metrics["exact"].update(float(hypothesis["text"] == reference))
+        if "language_accuracy" in metrics:
+            truth = [self.model.spec.tokens[i][1:-1] for i in batch["language"].tolist()]
+            right = [float(s["language"] == t) for s, t in zip(said, truth, strict=True)]
+            metrics["language_accuracy"].update(torch.tensor(right))
+        if self.trainer.testing:
+            rows = zip(batch["index"].tolist(), batch["names"], batch["texts"], said, strict=True)
+            self._said += [
+                {"index": i, "name": n, "reference": t, "hypothesis": s["text"], "confidence": s["confidence"]}
+                for i, n, t, s in rows
+            ]
+
+    def _is_recognition(self, batch: Batch) -> list[bool]:
+        if "prefix" not in batch:
+            return [True] * len(batch["waves"])
+        asr = self.model.ids["<asr>"] if "<asr>" in self.model.ids else -1
+        return [task == asr for task in batch["prefix"][:, 1].tolist()]
+
+    def read(self, found: Emissions) -> list[dict[str, Any]]:
+        """Return what a model says, greedily: ``text``, ``language`` (empty for none) and ``confidence``."""
+        said = []
+        languages = {f"<{name}>": name for name in self.model.spec.languages}
+        for hypothesis in greedy(found.log_probs, found.lengths):
+            tokens = [self.model.spec.tokens[i] for i in hypothesis.ids]
+            said.append(
+                {
+                    "text": self.tokenizer.decode(hypothesis.ids),
+                    "language": next((languages[t] for t in tokens if t in languages), ""),
+                    "confidence": float(np.mean(hypothesis.confidence)) if hypothesis.confidence else 0.0,
+                }
+            )
+        return said
+
+    def write_results(self, folder: Path) -> list[str]:
+        """Write ``test_transcripts.csv``, and ``rejected.jsonl`` where recordings were left out."""
+        written = []
+        if self._said:
+            with (folder / "test_transcripts.csv").open("w", newline="", encoding="utf-8") as f:
+                writer = csv.DictWriter(f, [k for k in self._said[0] if k != "index"], extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(sorted(self._said, key=lambda row: row["index"]))
+            written.append("test_transcripts.csv")
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SpeechData) and data.rejected:
+            with (folder / "rejected.jsonl").open("w", encoding="utf-8") as f:
+                f.writelines(json.dumps(vars(bad), ensure_ascii=False) + "\n" for bad in data.rejected)
+            written.append("rejected.jsonl")
+        return written
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Rows with name, text, language and confidence."""
+        said = self.read(self._encode(batch))
+        rows = zip(batch["index"].tolist(), batch["names"], said, strict=True)
+        return [{"index": index, "name": name, **row} for index, name, row in rows]
