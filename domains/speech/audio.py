@@ -29,10 +29,12 @@ AUDIO_ENDINGS = frozenset(
 """Endings, in lower case, of the files that are taken for recordings when a folder is read."""
 
 _COPY = "copy or export it again"
-_BLOCK = 1 << 20  # frames decoded at a time; headers that claim too much cost no memory
+_BLOCK = 1 << 20  # samples decoded at a time; headers that claim too much cost no memory
+_RATES = 1000, 768_000  # Hz that are believed
 _UNKNOWN = 1 << 50  # libsndfile gives 2**63 - 1 frames where a stream does not say
 _BEYOND = 0.05  # s by which a segment may pass the end of its file
 _ZEROS, _ROLLOFF = 6, 0.99  # of the resampling filter, as in torchaudio
+_MP3_HEAD = 1 << 16  # bytes in which the first frame is looked for
 _MP3_SLACK = 2 * 1152  # frames that encoder delay may take from the length of an MP3
 
 
@@ -118,7 +120,7 @@ def read_audio(
             the recording, or a channel it does not have.
     """
     label = name or ("audio" if isinstance(source, bytes) else str(source))
-    if not start >= 0 or (duration is not None and not duration > 0):
+    if not 0 <= start < math.inf or (duration is not None and not 0 < duration < math.inf):
         raise AudioError(
             label, f"start must be 0 or more and duration above 0, got {start} and {duration}", "correct the segment"
         )
@@ -303,8 +305,86 @@ def _open(source: str | Path | bytes, name: str) -> Iterator[tuple[sf.SoundFile,
         raise AudioError(name, "samples without a header tell no sample rate", "convert it to WAV")
     try:
         with sf.SoundFile(file) as stream:
-            if stream.format == "MP3" and not _says_length(data := _bytes(source)):
-                with sf.SoundFile(BytesIO(_with_length(data))) as counted:
+            low, high = _RATES
+            if not low <= stream.samplerate <= high:
+                raise AudioError(
+                    name, f"sample rate must be from {low:,} to {high:,} Hz, got {stream.samplerate:,}", _COPY
+                )
+            if stream.format == "MP3" and not _says_length(source):
+                with sf.SoundFile(BytesIO(_with_length(source))) as counted:
+                    yield counted, counted.frames
+                return
+            if stream.frames >= _UNKNOWN:
+                with _Unsized(BytesIO(source) if isinstance(source, bytes) else file) as unsized:
+                    yield unsized, None
+                return
+            _check_chunks(stream, head, name)
+            yield stream, stream.frames
+    except sf.LibsndfileError as e:
+        reason = e.error_string.strip().rstrip(".") or f"libsndfile error {e.code}"
+        if "not recognised" in reason or "unknown format" in reason:
+            raise AudioError(
+                name, "this is not audio of a format that libsndfile reads", "check what it is, or convert it to WAV"
+            ) from None
+        raise AudioError(name, f"the audio is truncated or damaged ({reason})", _COPY) from None
+    except sf.SoundFileError as e:
+        raise AudioError(name, f"the audio cannot be read ({e})", _COPY) from None
+
+
+def _look(path: Path, name: str) -> tuple[int, bytes]:
+    try:
+        if path.is_dir():
+            raise AudioError(name, "this is a folder", "name the files in it")
+        with path.open("rb") as stream:
+            head = stream.read(1024)
+        return path.stat().st_size, head
+    except FileNotFoundError:
+        raise AudioError(name, "there is no such file", "correct the path") from None
+    except (OSError, ValueError) as e:  # ValueError: a null character in the path
+        reason = getattr(e, "strerror", None) or e
+        raise AudioError(
+            name, f"the file cannot be opened ({reason})", "check what it is and who may read it"
+        ) from None
+
+
+class _Unsized(sf.SoundFile):  # type: ignore[misc]
+    """A stream of unknown length; soundfile would seek after each read, and fail at its end."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, frames: int, whence: int = 0) -> int:
+        """Decode and drop ``frames``; only from the beginning."""
+        left = frames
+        while left and (got := len(self.read(min(left, _BLOCK), dtype="float32", always_2d=True))):
+            left -= got
+        return frames - left
+
+
+@contextmanager
+def _open(source: str | Path | bytes, name: str) -> Iterator[tuple[sf.SoundFile, int | None]]:
+    """Open a recording; with it comes the number of its frames, None where only decoding tells."""
+    if isinstance(source, bytes):
+        size, head = len(source), source[:1024]
+        file: str | BytesIO = BytesIO(source)
+    else:
+        file = str(source)
+        size, head = _look(Path(source), name)
+    if not size:
+        raise AudioError(name, "the file is empty", "copy it again")
+    if head.startswith(b"NIST_1A") and b"shorten" in head:
+        raise AudioError(name, "SPHERE compressed with shorten cannot be read", "convert it, as with sph2pipe -f wav")
+    if isinstance(file, str) and file.lower().endswith(".raw"):
+        raise AudioError(name, "samples without a header tell no sample rate", "convert it to WAV")
+    try:
+        with sf.SoundFile(file) as stream:
+            low, high = _RATES
+            if not low <= stream.samplerate <= high:
+                raise AudioError(
+                    name, f"sample rate must be from {low:,} to {high:,} Hz, got {stream.samplerate:,}", _COPY
+                )
+            if stream.format == "MP3" and not _says_length(source):
+                with sf.SoundFile(BytesIO(_with_length(source))) as counted:
                     yield counted, counted.frames
                 return
             if stream.frames >= _UNKNOWN:
@@ -347,6 +427,7 @@ def _bytes(source: str | Path | bytes) -> bytes:
 def _blocks(stream: sf.SoundFile, count: int | None, size: int = _BLOCK) -> Iterator[NDArray[np.float32]]:
     """Decode ``count`` frames (None: all that there are) in blocks (frames, channels)."""
     left = count
+    size = max(1, min(size, _BLOCK // stream.channels))
     while left is None or left > 0:
         want = size if left is None else min(size, left)
         block = stream.read(want, dtype="float32", always_2d=True)
@@ -459,12 +540,9 @@ def _mp3_frame(data: bytes, at: int) -> tuple[int, int] | None:
     return size, 4 + (17 if is_mono else 32) if first else 4 + (9 if is_mono else 17)
 
 
-def _mp3_start(data: bytes) -> int:
-    """Where the first frame begins, behind an ID3v2 tag; -1 where two frames in a row are not found."""
-    at = 0
-    if data[:3] == b"ID3" and len(data) > 10:
-        at = 10 + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
-    while 0 <= (at := data.find(b"\xff", at)) < len(data):
+def _mp3_start(data: bytes, at: int) -> int:
+    """Where the next frame begins; -1 where two in a row are not found."""
+    while (at := data.find(b"\xff", at)) >= 0:
         frame = _mp3_frame(data, at)
         if frame and _mp3_frame(data, at + frame[0]):
             return at
@@ -472,24 +550,39 @@ def _mp3_start(data: bytes) -> int:
     return -1
 
 
-def _says_length(data: bytes) -> bool:
+def _tag_size(data: bytes) -> int:
+    """Bytes of the ID3v2 tag that an MP3 may begin with."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    return 10 + (data[6] << 21 | data[7] << 14 | data[8] << 7 | data[9])
+
+
+def _says_length(source: str | Path | bytes) -> bool:
     """Whether the first frame of an MP3 tells how many there are, or none is found to count."""
-    at = _mp3_start(data)
+    if isinstance(source, bytes):
+        data = source[_tag_size(source) :][:_MP3_HEAD]
+    else:
+        with open(source, "rb") as file:
+            file.seek(_tag_size(file.read(10)))
+            data = file.read(_MP3_HEAD)
+    at = _mp3_start(data, 0)
     frame = _mp3_frame(data, at) if at >= 0 else None
-    return (
-        frame is None
-        or data[at : at + frame[0]].find(b"VBRI") == 36
-        or (data[at + frame[1] : at + frame[1] + 4] in (b"Xing", b"Info"))
-    )
+    if frame is None:
+        return True
+    return data[at + frame[1] :][:4] in (b"Xing", b"Info") or data[at + 36 :][:4] == b"VBRI"
 
 
-def _with_length(data: bytes) -> bytes:
+def _with_length(source: str | Path | bytes) -> bytes:
     """Put a frame with the number of frames before an MP3 that has none: libsndfile would guess from the bit rate."""
-    start = at = _mp3_start(data)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    start = at = _mp3_start(data, _tag_size(data))
     count = 0
-    while frame := _mp3_frame(data, at):
-        count += 1
-        at += frame[0]
+    while at >= 0:
+        if frame := _mp3_frame(data, at):
+            count += 1
+            at += frame[0]
+        else:
+            at = _mp3_start(data, at)
     header = bytearray(data[start : start + 4])
     header[1] |= 1  # no checksum
     header[2] = header[2] & 0x0F | 0x90  # enough bytes for what follows
@@ -497,4 +590,4 @@ def _with_length(data: bytes) -> bytes:
     first = bytearray(size)
     first[:4] = header
     first[offset : offset + 12] = b"Xing" + struct.pack(">II", 1, count)
-    return bytes(first) + data[start:at]
+    return bytes(first) + data[start:]

@@ -1,5 +1,7 @@
 import base64
 import builtins
+import copy
+import pickle
 import sys
 
 import pytest
@@ -108,6 +110,12 @@ def test_pieces(learnt):
     prefix = [made.id_of("<eng>"), made.id_of("<asr>")]
     assert made.decode([*prefix, 0, *made.encode("the cat")]) == "the cat"
     assert made.words([*prefix, *made.encode("the cat")])[0][0] >= 2
+
+
+def test_tokenizers_travel_to_workers(learnt):
+    for made in (CharacterTokenizer(["<blank>", *"the ca"]), SentencePieceTokenizer(*learnt)):
+        assert pickle.loads(pickle.dumps(made)).encode("the cat") == made.encode("the cat")
+        assert copy.deepcopy(made).tokens == made.tokens
 
 
 def test_pieces_are_learnt_the_same_each_time(learnt, capfd):

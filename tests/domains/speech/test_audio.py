@@ -118,12 +118,17 @@ def test_telephone_mp3_and_short_clips(tmp_path):
     assert len(read_audio(tmp_path / "silence.wav", 16000)) == 1600
 
 
+def frame_size(data):
+    """Bytes of the first frame of an MP3 of 48 kHz."""
+    kbits = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[data[2] >> 4]
+    return 144 * kbits * 1000 // 48000 + (data[2] >> 1 & 1)
+
+
 def without_length(path):
     """Take the first frame, which tells the length, from an MP3 of 48 kHz."""
     data = path.read_bytes()
     assert b"Xing" in data[:100] or b"Info" in data[:100]
-    kbits = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)[data[2] >> 4]
-    size = 144 * kbits * 1000 // 48000 + (data[2] >> 1 & 1)
+    size = frame_size(data)
     assert data[size] == 0xFF
     path.write_bytes(data[size:])
 
@@ -145,6 +150,26 @@ def test_mp3_that_does_not_say_its_length(tmp_path, mode, tagged):
     # Nothing of the quiet end, which a guess from the bit rate would drop, is lost.
     assert np.abs(got[-24000:-4000]).mean() == pytest.approx(np.abs(sound[-24000:]).mean(), rel=0.2)
     assert len(np.concatenate(list(stream_audio(path, 16000)))) == -(-len(got) // 3)
+    assert (read_audio(path.read_bytes(), 48000) == got).all()
+    np.testing.assert_allclose(read_audio(path, 48000, start=1.5, duration=1.0), got[72000:120000], atol=1e-4)
+
+
+def test_mp3_with_a_gap(tmp_path):
+    path = tmp_path / "a.mp3"
+    sf.write(path, tone(48000, 2.0), 48000, bitrate_mode="CONSTANT")
+    without_length(path)
+    data = path.read_bytes()
+    size = frame_size(data)
+    path.write_bytes(data[: 40 * size] + bytes(300) + data[40 * size :])
+    assert len(read_audio(path, 48000)) == pytest.approx(96000, abs=4 * 1152)
+
+
+def test_rates_that_nobody_records():
+    for rate in (1, 999, 768_001, 2**31 - 1):
+        with pytest.raises(AudioError, match=rf"sample rate must be from 1,000 to 768,000 Hz, got {rate:,}"):
+            read_audio(wav(NOISE[:100], rate), 16000)
+    many = wav(np.tile(NOISE[:9, None], (1, 500)))
+    assert len(read_audio(many, 16000)) == 9
 
 
 def test_segments(tmp_path):
@@ -158,6 +183,9 @@ def test_segments(tmp_path):
         ({"start": 2.0, "duration": 1.06}, r"start \+ duration must not pass the end at 3\.000 s, got 3\.060"),
         ({"start": -1.0}, "start must be 0 or more"),
         ({"start": float("nan")}, "start must be 0 or more"),
+        ({"start": float("inf")}, "start must be 0 or more"),
+        ({"start": 1e300}, "start must be before the end"),
+        ({"duration": float("inf")}, "duration above 0"),
         ({"duration": 0.0}, "duration above 0"),
         ({"duration": 1e-6}, "has no frames"),
     ]:
