@@ -195,8 +195,8 @@ class SpeechItems:
 
         Returns:
             ``waves`` float32 (B, N), ``lengths`` (B,), ``targets`` (B, L), ``target_lengths`` (B,), ``texts``,
-            ``names``, ``index`` (B,), ``epoch``; with a prefix ``prefix`` (B, 2) and ``language`` (B,), the token of the
-            true language; where there are translations ``transcripts`` and ``transcript_lengths``, below 0 for none;
+            ``names``, ``index`` (B,), ``epoch``; with a prefix ``prefix`` (B, 2) and ``language`` (B,), the token
+            of the true language; where there are translations ``transcripts`` and ``transcript_lengths``, below 0;
             with prompts ``prompt`` and ``prompt_lengths``.
 
         Raises:
@@ -528,11 +528,10 @@ class SpeechData(BaseData):
         samples = np.floor(items.durations * self.spec_rate / fastest).astype(np.int64)
         good = np.asarray(fits(samples, [items._ids(t) for t in items.texts]))
         for row in np.flatnonzero(~good).tolist():
-            u = items.recordings.utterances[row]
+            tokens, seconds = len(items._ids(items.texts[row])), items.durations[row]
             self._reject(
-                u,
-                f"its {items.durations[row]:.3g} seconds have too few positions for {len(items._ids(items.texts[row]))} "
-                "tokens",
+                items.recordings.utterances[row],
+                f"its {seconds:.3g} seconds have too few positions for {tokens} tokens",
                 "choose a lower subsampling, or words or sentencepiece as vocabulary",
             )
         if not good.all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,9 +34,9 @@ from vertebra.tokenizers.text import TextTokenizer, make_tokenizer
 class SpeechRecognitionTask(MetricTask):
     """Text of recordings by CTC, with any backbone.
 
-    Logs ``loss``; ``wer`` and ``cer``, errors of words and characters of recognition; ``exact``, the share of recordings
-    without any; ``blank``, the share of positions that say nothing; with a prefix ``language_accuracy``, and with
-    translations ``bleu``.
+    Logs ``loss``; ``wer`` and ``cer``, errors of words and characters of recognition; ``exact``, the share of
+    recordings without any; ``blank``, the share of positions that say nothing; with a prefix ``language_accuracy``,
+    and with translations ``bleu``.
 
     Args:
         backbone: A config, or the name of a preset or pretrained backbone; with ``causal=true`` the model can stream.
@@ -123,6 +124,8 @@ class SpeechRecognitionTask(MetricTask):
                 f"SpeechRecognitionTask needs recordings, but the data is for the domain {spec.domain}; choose another "
                 "task or other data."
             )
+        if self.spec_augment is not None:
+            self.spec_augment = dataclasses.replace(self.spec_augment, warp_top_hz=spec.sample_rate / 2)
         return SpeechCTC(backbone, spec, **self.arguments)
 
     def configure_model(self) -> None:
@@ -230,7 +233,7 @@ class SpeechRecognitionTask(MetricTask):
     def _is_recognition(self, batch: Batch) -> list[bool]:
         if "prefix" not in batch:
             return [True] * len(batch["waves"])
-        asr = self.model.ids["<asr>"] if "<asr>" in self.model.ids else -1
+        asr = self.model.ids.get("<asr>", -1)
         return [task == asr for task in batch["prefix"][:, 1].tolist()]
 
     def read(self, found: Emissions) -> list[dict[str, Any]]:
