@@ -21,6 +21,7 @@ from vertebra.errors import ConfigError, DataError, ShapeError
 NEVER = -math.inf
 EXACT_BYTES = 2**30  # beyond it, hypotheses are aligned in a band
 BAND = 4096
+MEMORY = 2**18  # answers of a scorer that are remembered
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class Hypothesis:
 
     Args:
         ids: Its tokens, without blanks.
-        score: Natural log-probability that the CTC posteriors give them: of all paths for a beam search, of the single
-            best path for the greedy one.
+        score: Natural log-probability that the CTC posteriors give them: of the single best path for greedy, of all
+            paths for a beam search, save those that its pruning lost.
         total: ``score`` and what scorers added; hypotheses are ranked by it.
         frames: Frame of the best path at which each token is most probable.
         confidence: Probability of each token at that frame.
@@ -92,6 +93,7 @@ def greedy(log_probs: torch.Tensor, lengths: torch.Tensor, blank: int = 0) -> li
     frame = torch.arange(length, device=log_probs.device)
     real = frame < lengths.to(log_probs.device)[:, None]  # (B, T)
     values, best = log_probs.max(dim=2)
+    check_values(values[real], "greedy")  # padding may hold anything
     values = values.float()
     best = best.masked_fill(~real, blank)
     scores = values.masked_fill(~real, 0).double().sum(dim=1).tolist()
@@ -140,7 +142,8 @@ def prefix_beam_search(
 ) -> list[Hypothesis]:
     """Search for the token sequences of greatest probability, summed over their paths.
 
-    Exact when ``beam``, ``top_k`` and ``min_log_prob`` drop nothing. Equal totals are ordered by their ids.
+    Exact when ``beam``, ``top_k`` and ``min_log_prob`` drop nothing. Equal totals are ordered by their ids. No scorer
+    brings back a token that was not tried: for rare hot words lower ``min_log_prob``.
 
     Args:
         log_probs: Log-probabilities (T, V) of one recording, without padding.
@@ -157,6 +160,7 @@ def prefix_beam_search(
         The hypotheses, best first.
     """
     check(log_probs, 2, blank, "prefix_beam_search")
+    check_values(log_probs, "prefix_beam_search")
     if min(beam, top_k, nbest) < 1:
         raise ConfigError(
             f"prefix_beam_search: beam, top_k and nbest must be at least 1, got {beam}, {top_k} and {nbest}."
@@ -201,6 +205,8 @@ class Search:
             self.blanks = self.both = [b + blank_score for b in self.both]
             self.voiced = [NEVER] * len(self.nodes)
             return
+        if len(self.known) > MEMORY:
+            self.known.clear()
         nodes, size, children, added = self.nodes, self.size, self.children, self.added
         blanks = [b + blank_score for b in self.both]
         lasts = [self.lasts[node] for node in nodes]
@@ -253,7 +259,7 @@ class Search:
         if node is None:
             node = self.children[key] = len(self.parents)
             parent, token = divmod(key, self.size)
-            state, gain = self.known.pop(key, (None, 0.0))
+            state, gain = (None, 0.0) if self.scorer is None else self.known.pop(key)
             self.parents.append(parent)
             self.lasts.append(token)
             self.states.append(state)
@@ -346,12 +352,16 @@ def peaks(log_probs: torch.Tensor, ids: tuple[int, ...], blank: int) -> tuple[tu
 
 
 def check(log_probs: torch.Tensor, dims: int, blank: int, who: str) -> None:
-    """Raise unless these are log-probabilities of the right shape, with the blank among them."""
+    """Raise unless the shape is right and the blank is among the tokens."""
     names = "(T, V)" if dims == 2 else "(B, T, V)"
     if log_probs.ndim != dims or log_probs.shape[-1] < 1:
         raise ShapeError(f"{who}: log_probs must be {names}, got {tuple(log_probs.shape)}.")
     if not 0 <= blank < log_probs.shape[-1]:
         raise ConfigError(f"{who}: the blank must be one of the {log_probs.shape[-1]} tokens, got {blank}.")
+
+
+def check_values(log_probs: torch.Tensor, who: str) -> None:
+    """Raise unless these can be log-probabilities."""
     if log_probs.numel():
         greatest = log_probs.max().item()  # a NaN wins
         if math.isnan(greatest):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vertebra.domains.speech.alignment import IMPOSSIBLE
-from vertebra.domains.speech.decoding import Hypothesis, check, check_lengths, peaks
+from vertebra.domains.speech.decoding import Hypothesis, check, check_lengths, check_values, peaks
 from vertebra.domains.speech.language_model import LN10
 from vertebra.errors import ConfigError, DataError
 
@@ -73,6 +73,7 @@ class LexiconDecoder:
 
     def decode(self, log_probs: torch.Tensor) -> list[Hypothesis]:
         """Decode one recording (T, V)."""
+        check_values(log_probs, "lexicon_decoder")
         length = len(log_probs)
         # One more frame, which gives the last word its space for nothing; one more token, which never sounds.
         frames = log_probs.new_full((length + 1, self.size + 1), IMPOSSIBLE)

@@ -130,6 +130,20 @@ def test_beam_is_greedy_where_nothing_is_in_doubt():
         assert a.score <= b.score
 
 
+def test_padding_may_hold_anything():
+    log_probs = peaky([(1, 2), (3,)], size=5, length=14)
+    expected = greedy(log_probs[:, :7], torch.tensor([7, 4]))
+    log_probs[0, 7:] = math.nan
+    log_probs[1, 4:] = math.inf
+    assert greedy(log_probs, torch.tensor([7, 4])) == expected
+    found = [rows[0] for rows in beam_decode(log_probs, torch.tensor([7, 4]))]
+    assert [h.ids for h in found] == [h.ids for h in expected] == [(1, 2), (3,)]
+    with pytest.raises(DataError, match="greedy: the log-probabilities hold NaN"):
+        greedy(log_probs, torch.tensor([8, 4]))
+    with pytest.raises(DataError, match="prefix_beam_search: the log-probabilities hold NaN"):
+        beam_decode(log_probs, torch.tensor([8, 4]))
+
+
 def test_beam_decode_reads_no_padding():
     log_probs = peaky([(1, 2, 3, 4)], size=5, length=14)
     (found,) = beam_decode(log_probs, torch.tensor([6]))
@@ -211,6 +225,17 @@ def test_scorers_add_and_rank_exactly(seed):
     assert [h.ids for h in found] == [row[0] for row in expected]
     assert [h.score for h in found] == pytest.approx([row[1] for row in expected])
     assert [h.total for h in found] == pytest.approx([row[2] for row in expected])
+
+
+def test_forgetting_what_a_scorer_said_and_a_band_change_nothing(monkeypatch):
+    log_probs = random_posteriors(4, 40, 5)
+    scorer = Prefers(1, 0.7, -0.4)
+    expected = prefix_beam_search(log_probs, nbest=4, scorer=scorer)
+    monkeypatch.setattr("vertebra.domains.speech.decoding.MEMORY", 3)
+    monkeypatch.setattr("vertebra.domains.speech.decoding.EXACT_BYTES", 0)
+    monkeypatch.setattr("vertebra.domains.speech.decoding.BAND", 30)
+    assert len(expected[0].ids) > 15  # more than 30 states
+    assert prefix_beam_search(log_probs, nbest=4, scorer=scorer) == expected
 
 
 def test_combine_of_none_and_one():
