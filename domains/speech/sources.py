@@ -23,6 +23,7 @@ from vertebra.domains.speech.sources_corpora import (
 )
 from vertebra.domains.speech.sources_tables import (
     columns,
+    cuts_files,
     lhotse_pairs,
     names_audio,
     read_commonvoice,
@@ -52,9 +53,9 @@ LAYOUTS = tuple(_READERS)
 """Names of what can be read."""
 
 _LOOKED_FOR = (
-    "a Kaldi directory (wav.scp), AN4 (etc/*.fileids), Lhotse (*supervisions*.jsonl), Common Voice (*.tsv and clips/), "
-    "Speech Commands (testing_list.txt), LibriSpeech (*.trans.txt), manifests (*.jsonl), tables (*.csv, *.tsv with a "
-    "column path), spoken digits (7_jackson_32.wav), and audio with or without .txt beside it"
+    "a Kaldi directory (wav.scp), AN4 (etc/*.fileids), Lhotse (*supervisions*.jsonl, *cuts*.jsonl), Common Voice "
+    "(*.tsv and clips/), Speech Commands (testing_list.txt), LibriSpeech (*.trans.txt), manifests (*.jsonl), tables "
+    "(*.csv, *.tsv with a column path), spoken digits (7_jackson_32.wav), and audio with or without .txt beside it"
 )
 _FILE_ENDINGS = {".jsonl": "manifest", ".json": "manifest", ".csv": "table", ".tsv": "table"}
 
@@ -118,7 +119,7 @@ def find_layout(path: Path) -> str:
         return "kaldi"
     if "etc" in names and any((path / "etc").glob("*.fileids")):
         return "an4"
-    if lhotse_pairs(path):
+    if lhotse_pairs(path) or cuts_files(path):
         return "lhotse"
     if "clips" in names and any(n.endswith(".tsv") for n in names):
         return "commonvoice"
@@ -146,7 +147,7 @@ def _file_layout(path: Path) -> str:
     if bare.suffix.lower() in AUDIO_ENDINGS:
         return "audio"
     layout = _FILE_ENDINGS.get(bare.suffix.lower())
-    if layout == "manifest" and lhotse_pairs(path):
+    if layout == "manifest" and (lhotse_pairs(path) or cuts_files(path)):
         return "lhotse"
     if layout == "table" and {"client_id", "sentence"} <= set(columns(path)):
         return "commonvoice"

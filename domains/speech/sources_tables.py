@@ -198,49 +198,88 @@ def lhotse_pairs(path: Path) -> list[tuple[Path, Path]]:
     return pairs
 
 
+def cuts_files(path: Path) -> list[Path]:
+    """Files of cuts in a folder, or the file itself where it is called as one."""
+    if path.is_dir():
+        return sorted(path.glob("*cuts*.jsonl*"))
+    return [path] if "cuts" in path.name else []
+
+
 def read_lhotse(path: Path, into: Collector) -> None:
-    """Lhotse: ``*recordings*.jsonl[.gz]`` and ``*supervisions*.jsonl[.gz]``; sources that run commands are refused."""
+    """Lhotse: ``*recordings*.jsonl[.gz]`` with ``*supervisions*.jsonl[.gz]``, or ``*cuts*.jsonl[.gz]``.
+
+    Each supervision is an utterance. Sources that run commands are refused, and so are recordings that are transformed.
+    """
     pairs = lhotse_pairs(path)
-    if not pairs:
+    cuts = [] if pairs else cuts_files(path)
+    if not pairs and not cuts:
         raise DataError(
-            f"{path}: Lhotse must have a file of recordings and one of supervisions of the same name, got none."
+            f"{path}: Lhotse must have a file of recordings and one of supervisions of the same name, or one of cuts, "
+            "got none."
         )
     for first, second in pairs:
-        known: dict[str, tuple[Path, float | None]] = {}
+        known: dict[Any, tuple[Path, Any]] = {}
         for line, record in records(first, into):
-            try:
-                (source,) = record["sources"]
-                kind, file = source["type"], str(source["source"])
-                if kind != "file":
-                    into.refuse(first, line, f"a source must be a file, got {kind!r}", "save it to one")
-                    continue
-                known[record["id"]] = Path(first.parent, file), record.get("duration")
-            except (KeyError, TypeError, ValueError):
-                into.refuse(first, line, "a recording must have an id and one source with type and source", "mend it")
+            if found := _recording(record, first, line, into):
+                known[record["id"]] = found
         for line, record in records(second, into):
-            try:
-                name, recording = str(record["id"]), record["recording_id"]
-                channel = record.get("channel", 0)
-            except (KeyError, TypeError, AttributeError):
+            recording = record.get("recording_id") if isinstance(record, dict) else None
+            if not isinstance(recording, str):
                 into.refuse(second, line, "a supervision must have an id and a recording_id", "mend it")
-                continue
-            if recording not in known:
+            elif recording not in known:
                 into.refuse(second, line, f"there must be a recording {recording!r}, got none", "add it, or mend it")
+            else:
+                _add_supervision(record, known[recording], 0.0, second, line, into)
+    for file in cuts:
+        for line, cut in records(file, into):
+            recorded = cut.get("recording") if isinstance(cut, dict) else None
+            if not isinstance(recorded, dict) or not isinstance(start := cut.get("start", 0), int | float):
+                into.refuse(file, line, "a cut must have a recording and a start", "save the cuts with recordings")
                 continue
-            if channel not in (0, [0]):
-                into.refuse(second, line, f"channel must be 0, got {channel}", "split the channels into files")
-                continue
-            file_path, whole = known[recording]
-            start, duration = record.get("start"), record.get("duration")
-            into.add(
-                second,
-                line,
-                name=name,
-                path=file_path,
-                start=start,
-                duration=whole if duration is None and not start else duration,
-                text=record.get("text"),
-                language=str(record.get("language") or ""),
-                speaker=str(record.get("speaker") or ""),
-                split=split_of(second.name),
-            )
+            if found := _recording(recorded, file, line, into):
+                parts = cut.get("supervisions") or [{k: cut.get(k) for k in ("id", "duration", "channel")}]
+                for part in parts if isinstance(parts, list) else [parts]:
+                    _add_supervision(part, found, start, file, line, into)
+
+
+def _recording(record: Any, file: Path, line: int, into: Collector) -> tuple[Path, Any] | None:
+    """File and duration of a recording; None where it was refused."""
+    try:
+        (source,) = record["sources"]
+        kind, name = source["type"], str(source["source"])
+        str(record["id"])
+    except (KeyError, TypeError, ValueError):
+        into.refuse(file, line, "a recording must have an id and one source with type and source", "mend it")
+        return None
+    if kind != "file":
+        into.refuse(file, line, f"a source must be a file, got {kind!r}", "save it to one")
+        return None
+    if record.get("transforms"):
+        into.refuse(file, line, "a recording must have no transforms, got some", "save the audio as it sounds")
+        return None
+    return Path(file.parent, name), record.get("duration")
+
+
+def _add_supervision(
+    record: Any, recording: tuple[Path, Any], offset: float, file: Path, line: int, into: Collector
+) -> None:
+    if not isinstance(record, dict) or not isinstance(record.get("id"), str):
+        return into.refuse(file, line, "a supervision must have an id and a recording_id", "mend it")
+    channel = record.get("channel") or 0
+    if channel not in (0, [0]):
+        return into.refuse(file, line, f"channel must be 0, got {channel}", "split the channels into files")
+    path, whole = recording
+    start, duration = record.get("start") or 0, record.get("duration")
+    text = record.get("text")
+    return into.add(
+        file,
+        line,
+        name=record["id"],
+        path=path,
+        start=start + offset if isinstance(start, int | float) else start,
+        duration=whole if duration is None and start == offset == 0 else duration,
+        text=text if text is None else str(text),
+        language=str(record.get("language") or ""),
+        speaker=str(record.get("speaker") or ""),
+        split=split_of(file.name),
+    )

@@ -231,6 +231,7 @@ def test_lhotse(tmp_path):
         {"id": "ra", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "duration": 0.5},
         {"id": "rb", "sources": [{"type": "command", "channels": [0], "source": "sox b.wav -t wav -"}]},
         {"id": "rc", "sources": []},
+        {"id": "rd", "sources": [{"type": "file", "source": "a.wav"}], "transforms": [{"name": "Speed"}]},
     ]
     supervisions = [
         {"id": "s1", "recording_id": "ra", "start": 0.0, "duration": 0.5, "text": "yes", "speaker": "ann"},
@@ -251,9 +252,45 @@ def test_lhotse(tmp_path):
         assert complaints(got) == [
             "2: a source must be a file, got 'command'",
             "3: a recording must have an id and one source with type and source",
+            "4: a recording must have no transforms, got some",
             "3: there must be a recording 'rb', got none",
             "4: channel must be 0, got 1",
             "5: a supervision must have an id and a recording_id",
+        ]
+
+
+def test_lhotse_cuts(tmp_path):
+    audio(tmp_path / "a.wav", seconds=3)
+    recording = {"id": "ra", "sources": [{"type": "file", "channels": [0], "source": "a.wav"}], "duration": 3.0}
+    cuts = [
+        {
+            "id": "c1",
+            "start": 1.0,
+            "duration": 1.5,
+            "supervisions": [
+                {"id": "s1", "recording_id": "ra", "start": 0.25, "duration": 0.5, "text": "yes"},
+                {"id": "s2", "recording_id": "ra", "start": 1.0, "duration": 0.5, "text": "no"},
+            ],
+            "recording": recording,
+        },
+        {"id": "c2", "start": 0.5, "duration": 1.0, "channel": 0, "recording": recording},
+        {"id": "c3", "start": 0.5, "duration": 1.0},
+        {"id": "c4", "start": 0.5, "duration": 1.0, "recording": recording, "supervisions": [7]},
+        {"id": "c5", "start": 2.0, "recording": recording},
+    ]
+    (tmp_path / "cuts_train.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, cuts)).encode()))
+    for path in (tmp_path, tmp_path / "cuts_train.jsonl.gz"):
+        got = read_source(path)
+        assert got.layout == "lhotse"
+        assert facts(got, "id", "text", "start", "duration", "split") == [
+            ("s1", "yes", 1.25, 0.5, "train"),
+            ("s2", "no", 2.0, 0.5, "train"),
+            ("c2", None, 0.5, 1.0, "train"),
+            ("c5", None, 2.0, 1.0, "train"),
+        ]
+        assert complaints(got) == [
+            "3: a cut must have a recording and a start",
+            "4: a supervision must have an id and a recording_id",
         ]
 
 
