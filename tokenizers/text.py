@@ -302,6 +302,26 @@ def learn_pieces(
     return _tokens(pieces, specials), model.getvalue()
 
 
+def piece_tokens(model: bytes, specials: Sequence[str] = ()) -> tuple[str, ...]:
+    """Tokens for a SentencePiece model that was trained elsewhere: the blank, its pieces, then ``specials``.
+
+    Raises:
+        ConfigError: Not a SentencePiece model.
+        MissingExtraError: The package is not installed.
+    """
+    processor = _library().SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+        size = processor.GetPieceSize()
+    except RuntimeError:
+        size = 0
+    if not size:
+        raise ConfigError(f"piece_tokens: {len(model)} bytes are no SentencePiece model; give the .model file of one.")
+    known = (i for i in range(size) if not (processor.IsUnknown(i) or processor.IsControl(i)))
+    pieces = [piece for i in known if not is_special(piece := processor.IdToPiece(i))]
+    return _tokens(pieces, specials)
+
+
 def make_tokenizer(vocabulary: str, tokens: Sequence[str], pieces: str = "") -> TextTokenizer:
     """Make the tokenizer that a ``SpeechSpec`` describes.
 
