@@ -50,7 +50,7 @@ class LogMel(nn.Module):
         self.n_fft = 1 << (self.window_length - 1).bit_length()
         self.padding = padding
         bands = mel_bands(sample_rate, self.n_fft, n_mels)
-        if not bool((bands.sum(0) > 0).all()):
+        if not bands.is_meta and not bool((bands.sum(0) > 0).all()):
             raise ConfigError(
                 f"LogMel: n_mels={n_mels} is too many for {sample_rate} samples a second, some bands are empty; "
                 f"choose {n_mels // 2} or a higher sample_rate."

@@ -50,8 +50,9 @@ class StreamingRecogniser:
                     f"streaming: the model cannot, {reason}; train one with a causal backbone, such as "
                     "hybrid_nano,causal=true."
                 )
-        self.model, self.tokenizer = model.eval(), make_tokenizer(
-            model.spec.vocabulary, model.spec.tokens, model.spec.pieces
+        self.model, self.tokenizer = (
+            model.eval(),
+            make_tokenizer(model.spec.vocabulary, model.spec.tokens, model.spec.pieces),
         )
         self.device = model.head.weight.device
         self._side = model.logmel.n_fft // 2
