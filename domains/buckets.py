@@ -368,6 +368,7 @@ def memory_try_step(model: nn.Module, loss: Callable[[int, float, float], Tensor
 
     def try_cuda(batch: int, length: float, target: float) -> bool:
         share = budget / torch.cuda.get_device_properties(device).total_memory
+        before = torch.cuda.get_per_process_memory_fraction(device)
         torch.cuda.set_per_process_memory_fraction(min(share, 1.0), device)
         try:
             step(batch, length, target)
@@ -379,7 +380,7 @@ def memory_try_step(model: nn.Module, loss: Callable[[int, float, float], Tensor
             return False
         finally:
             optimizer.zero_grad(set_to_none=True)
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(before, device)
         return True
 
     def try_cpu(batch: int, length: float, target: float) -> bool:

@@ -335,6 +335,19 @@ def test_memory_is_counted_in_a_training_step():
     assert not memory_try_step(model, loss, 4 * parameters - 1)(1, 1, 0)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_is_held_to_the_budget():
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.Tanh(), nn.Linear(1024, 1)).cuda()
+
+    def loss(batch, length, target):
+        return model(torch.ones(batch, int(length), 1024, device="cuda")).sum()
+
+    fraction = torch.cuda.get_per_process_memory_fraction()
+    try_step = memory_try_step(model, loss, 1 << 30)
+    assert [try_step(batch, 100, 0) for batch in (8, 1 << 14, 8)] == [True, False, True]  # 6.7 GB of input
+    assert torch.cuda.get_per_process_memory_fraction() == fraction
+
+
 def test_memory_needs_a_budget_and_something_to_train():
     model = nn.Linear(2, 2).requires_grad_(False)
     with pytest.raises(ConfigError, match="no parameter to train; unfreeze it"):
