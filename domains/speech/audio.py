@@ -29,7 +29,7 @@ AUDIO_ENDINGS = frozenset(
 """Endings, in lower case, of the files that are taken for recordings when a folder is read."""
 
 _COPY = "copy or export it again"
-_BLOCK = 1 << 20  # samples decoded at a time; headers that claim too much cost no memory
+_BLOCK = 1 << 24  # samples decoded at a time; headers that claim too much cost no memory
 _RATES = 1000, 768_000  # Hz that are believed
 _UNKNOWN = 1 << 50  # libsndfile gives 2**63 - 1 frames where a stream does not say
 _BEYOND = 0.05  # s by which a segment may pass the end of its file
@@ -162,6 +162,8 @@ def stream_audio(
 ) -> Iterator[NDArray[np.float32]]:
     """Decode a recording in blocks, in memory that does not grow with its length.
 
+    Only an MP3 that does not say its length is held, compressed.
+
     Args:
         source: File, or the bytes of one.
         sample_rate: Samples a second of the result.
@@ -176,7 +178,7 @@ def stream_audio(
         AudioError: As in ``read_audio``, when the faulty part is reached.
     """
     label = name or ("audio" if isinstance(source, bytes) else str(source))
-    if not block_seconds > 0:
+    if not 0 < block_seconds < math.inf:
         raise AudioError(label, f"block_seconds must be above 0, got {block_seconds}", "take 30")
     with _open(source, label) as (stream, frames):
         _check_channel(stream, channel, label)
@@ -345,10 +347,6 @@ def _look(path: Path, name: str) -> tuple[int, bytes]:
         raise AudioError(
             name, f"the file cannot be opened ({reason})", "check what it is and who may read it"
         ) from None
-
-
-def _bytes(source: str | Path | bytes) -> bytes:
-    return source if isinstance(source, bytes) else Path(source).read_bytes()
 
 
 def _blocks(stream: sf.SoundFile, count: int | None, size: int = _BLOCK) -> Iterator[NDArray[np.float32]]:
