@@ -69,12 +69,16 @@ class CombinedScorer:
 
     def extend(self, state: tuple[Any, ...], token: int) -> tuple[tuple[Any, ...], float]:
         """Return the states after one more token, and the sum of what it adds."""
-        results = [s.extend(part, token) for s, part in zip(self.scorers, state, strict=True)]
-        return tuple(r[0] for r in results), math.fsum(r[1] for r in results)
+        states, total = [], 0.0
+        for scorer, part in zip(self.scorers, state, strict=True):
+            after, added = scorer.extend(part, token)
+            states.append(after)
+            total += added
+        return tuple(states), total
 
     def finish(self, state: tuple[Any, ...]) -> float:
         """Return the sum of what the end adds."""
-        return math.fsum(s.finish(part) for s, part in zip(self.scorers, state, strict=True))
+        return sum(s.finish(part) for s, part in zip(self.scorers, state, strict=True))
 
 
 def greedy(log_probs: torch.Tensor, lengths: torch.Tensor, blank: int = 0) -> list[Hypothesis]:
@@ -323,8 +327,8 @@ def frame_tokens(
     values, ids = log_probs.topk(min(top_k + 1, size), dim=1)  # one more, as the blank may be among them
     best = values[:, :1].clone()
     values = values.masked_fill(ids == blank, NEVER)
-    tries = (values >= min_log_prob) | (values == best)
-    tries &= (values > NEVER) & (tries.cumsum(1) <= top_k)
+    tries = ((values >= min_log_prob) | (values == best)) & (values > NEVER)
+    tries &= tries.cumsum(1) <= top_k
     rows = tries.nonzero()[:, 0].tolist()
     chosen = zip(rows, ids[tries].tolist(), values[tries].double().tolist(), strict=True)
     frames: list[dict[int, float]] = [{} for _ in range(length)]

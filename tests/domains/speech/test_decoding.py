@@ -238,6 +238,59 @@ def test_forgetting_what_a_scorer_said_and_a_band_change_nothing(monkeypatch):
     assert prefix_beam_search(log_probs, nbest=4, scorer=scorer) == expected
 
 
+def slow_search(log_probs, beam, top_k, min_log_prob, scorer):
+    """Prefix beam search as it is written down: a table of texts, all of them scored anew after each frame."""
+
+    def extra(ids):
+        state, total = scorer.start(), 0.0
+        for token in ids:
+            state, added = scorer.extend(state, token)
+            total += added
+        return total, scorer.finish(state)
+
+    table = {(): (1.0, 0.0)}
+    for frame in log_probs.tolist():
+        order = sorted(range(1, len(frame)), key=lambda token: -frame[token])[:top_k]
+        tokens = [token for token in order if frame[token] >= min_log_prob or frame[token] == max(frame)]
+        after = {}
+
+        def add(ids, blank, voiced, after=after):
+            old = after.get(ids, (0.0, 0.0))
+            after[ids] = (old[0] + blank, old[1] + voiced)
+
+        for ids, (blank, voiced) in table.items():
+            add(ids, (blank + voiced) * math.exp(frame[0]), 0.0)
+            for token in tokens:
+                p = math.exp(frame[token])
+                if ids and token == ids[-1]:
+                    add(ids, 0.0, voiced * p)
+                    add((*ids, token), 0.0, blank * p)
+                else:
+                    add((*ids, token), 0.0, (blank + voiced) * p)
+        ranked = {ids: math.log(sum(both)) + extra(ids)[0] for ids, both in after.items() if sum(both) > 0}
+        table = {ids: after[ids] for ids in sorted(ranked, key=ranked.get, reverse=True)[:beam]}
+    rows = [(ids, math.log(sum(both)), math.log(sum(both)) + sum(extra(ids))) for ids, both in table.items()]
+    return sorted(rows, key=lambda row: -row[2])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_narrow_search_is_that_of_the_slow_twin(seed):
+    log_probs = random_posteriors(seed, 25, 7)
+    hot = Hotwords([[1, 2], [3, 3, 4], [5]], 0.8)
+    for beam, top_k, low, scorer in (
+        (1, 6, -math.inf, Prefers(0, 0.0)),
+        (3, 3, -2.5, Prefers(1, 0.5, -1.0)),
+        (8, 6, -4.0, hot),
+        (5, 2, -0.1, combine([hot, Prefers(2, -0.3)])),
+    ):
+        options = {"beam": beam, "top_k": top_k, "min_log_prob": low}
+        expected = slow_search(log_probs, scorer=scorer, **options)
+        found = prefix_beam_search(log_probs, scorer=scorer, nbest=beam, **options)
+        assert [h.ids for h in found] == [row[0] for row in expected]
+        assert [h.score for h in found] == pytest.approx([row[1] for row in expected])
+        assert [h.total for h in found] == pytest.approx([row[2] for row in expected])
+
+
 def test_combine_of_none_and_one():
     scorer = Prefers(1, 1.0)
     assert combine([]) is None
