@@ -1,0 +1,186 @@
+"""OWSM-CTC as ESPnet publishes it: sizes, vocabularies' layout, and the names of its weights.
+
+Source: ESPnet's recipes ``owsm_ctc_v3.1`` and ``owsm_ctc_v4`` (https://arxiv.org/abs/2402.12654).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vertebra.backbones.base import create_backbone
+from vertebra.domains.speech.model import PromptConfig, SpeechCTC
+from vertebra.domains.speech.spec import BLANK, NO_LANGUAGE, NO_PROMPT, SpeechSpec
+from vertebra.errors import LoadError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published model.
+
+    Args:
+        n_mels: Log-mel channels.
+        params: Number of parameters.
+        source: Its repository.
+    """
+
+    n_mels: int
+    params: int
+    source: str
+
+
+PUBLISHED = {
+    "owsm_ctc_v3.1": Published(80, 1_005_050_706, "hf-hub:espnet/owsm_ctc_v3.1_1B"),
+    "owsm_ctc_v4": Published(128, 1_011_342_162, "hf-hub:espnet/owsm_ctc_v4_1B"),
+}
+VOCABULARY_SIZE = 50_002
+INTERMEDIATE, TRANSCRIPT = (6, 12, 15, 21), (6, 12, 15)
+
+
+_LAYER = r"encoder\.encoders\.(\d+)\."
+_ENDING = r"(weight|bias)"
+_NAMES: tuple[tuple[str, str], ...] = tuple(
+    (f"^{pattern}$", replacement)
+    for pattern, replacement in (
+        (rf"encoder\.embed\.conv\.(\d)\.{_ENDING}", r"subsample.conv.\1.\2"),
+        (rf"encoder\.embed\.out\.(?:0\.)?{_ENDING}", r"subsample.out.\1"),
+        (rf"{_LAYER}attn\.linear_([qkv])\.{_ENDING}", r"backbone.layers.\1.attention.qkv.\3#\2"),
+        (rf"{_LAYER}attn\.linear_out\.{_ENDING}", r"backbone.layers.\1.attention.proj.\2"),
+        (rf"{_LAYER}cgmlp\.channel_proj1\.0\.{_ENDING}", r"backbone.layers.\1.local.fc1.\2"),
+        (rf"{_LAYER}cgmlp\.csgu\.(norm|conv)\.{_ENDING}", r"backbone.layers.\1.local.\2.\3"),
+        (rf"{_LAYER}cgmlp\.channel_proj2\.{_ENDING}", r"backbone.layers.\1.local.fc2.\2"),
+        (rf"{_LAYER}feed_forward_macaron\.w_(\d)\.{_ENDING}", r"backbone.layers.\1.macaron.fc\2.\3"),
+        (rf"{_LAYER}feed_forward\.w_(\d)\.{_ENDING}", r"backbone.layers.\1.mlp.fc\2.\3"),
+        (rf"{_LAYER}norm_ff_macaron\.{_ENDING}", r"backbone.layers.\1.norm_macaron.\2"),
+        (rf"{_LAYER}norm_mha\.{_ENDING}", r"backbone.layers.\1.norm_attention.\2"),
+        (rf"{_LAYER}norm_mlp\.{_ENDING}", r"backbone.layers.\1.norm_local.\2"),
+        (rf"{_LAYER}norm_ff\.{_ENDING}", r"backbone.layers.\1.norm_mlp.\2"),
+        (rf"{_LAYER}norm_final\.{_ENDING}", r"backbone.layers.\1.norm.\2"),
+        (rf"{_LAYER}depthwise_conv_fusion\.{_ENDING}", r"backbone.layers.\1.merge_conv.\2"),
+        (rf"{_LAYER}merge_proj\.{_ENDING}", r"backbone.layers.\1.merge.\2"),
+        (rf"{_LAYER}norm_cross_attn\.{_ENDING}", r"readers.\1.norm.\2"),
+        (rf"{_LAYER}cross_attn\.linear_q\.{_ENDING}", r"readers.\1.q.\2"),
+        (rf"{_LAYER}cross_attn\.linear_([kv])\.{_ENDING}", r"readers.\1.kv.\3#\2"),
+        (rf"{_LAYER}cross_attn\.linear_out\.{_ENDING}", r"readers.\1.proj.\2"),
+        (rf"encoder\.after_norm\.{_ENDING}", r"backbone.norm.\1"),
+        (rf"encoder\.conditioning_layer\.{_ENDING}", r"condition.\1"),
+        (
+            rf"prompt_encoder\.encoders\.(\d+)\.self_attn\.linear_([qkv])\.{_ENDING}",
+            r"prompt_encoder.layers.\1.mixer.qkv.\3#\2",
+        ),
+        (
+            rf"prompt_encoder\.encoders\.(\d+)\.self_attn\.linear_out\.{_ENDING}",
+            r"prompt_encoder.layers.\1.mixer.proj.\2",
+        ),
+        (rf"prompt_encoder\.encoders\.(\d+)\.feed_forward\.w_(\d)\.{_ENDING}", r"prompt_encoder.layers.\1.mlp.fc\2.\3"),
+        (rf"prompt_encoder\.encoders\.(\d+)\.norm(\d)\.{_ENDING}", r"prompt_encoder.layers.\1.norm\2.\3"),
+        (rf"prompt_encoder\.after_norm\.{_ENDING}", r"prompt_encoder.norm.\1"),
+        (r"embed\.weight", r"embed.weight"),
+        (rf"(embed_proj|prompt_proj)\.{_ENDING}", r"\1.\2"),
+        (rf"ctc\.ctc_lo\.{_ENDING}", r"head.\1"),
+        (r"normalize\.(mean|std)", r"normalise.\1"),
+    )
+)
+"""Names of ESPnet, and ours; what follows # says which part of a joined matrix it is."""
+
+
+def owsm_ctc(name: str, spec: SpeechSpec | None = None) -> SpeechCTC:
+    """Build a published model with fresh weights.
+
+    Args:
+        name: ``owsm_ctc_v3.1`` or ``owsm_ctc_v4``.
+        spec: Its vocabulary, of ``owsm_spec``; None for one of placeholders, to count parameters.
+
+    Raises:
+        UnknownNameError: No such model.
+    """
+    if name not in PUBLISHED:
+        raise UnknownNameError("published speech model", name, PUBLISHED)
+    if spec is None:
+        placeholders = [f"<{i}>" for i in range(VOCABULARY_SIZE - 6)]
+        spec = owsm_spec(
+            [BLANK, *placeholders, NO_PROMPT, NO_LANGUAGE, "<abk>", "<asr>", "<sos>"], PUBLISHED[name].n_mels
+        )
+    return SpeechCTC(
+        create_backbone("ebranchformer_1b", causal=False, mask_conv=False, dropout=0.1),
+        spec,
+        subsampling=8,
+        intermediate=INTERMEDIATE,
+        transcript_layers=TRANSCRIPT,
+        prompt=PromptConfig(),
+        padding="espnet",
+    )
+
+
+def owsm_spec(tokens: list[str], n_mels: int, pieces: str = "") -> SpeechSpec:
+    """Return the spec of a published vocabulary: languages stand between <nolang> and <asr>, then come the tasks.
+
+    Args:
+        tokens: ESPnet's token list.
+        n_mels: Log-mel channels.
+        pieces: The SentencePiece model, base64.
+
+    Raises:
+        LoadError: The list lacks a special token.
+    """
+    for needed in (BLANK, NO_PROMPT, NO_LANGUAGE, "<asr>"):
+        if needed not in tokens:
+            raise LoadError(f"the token list must hold {needed}; is it one of OWSM-CTC?")
+    first, last = tokens.index(NO_LANGUAGE) + 1, tokens.index("<asr>")
+    tasks = [token[1:-1] for token in tokens[last:] if re.fullmatch(r"<(asr|st_\w+)>", token)]
+    return SpeechSpec(
+        n_mels=n_mels,
+        tokens=tuple(tokens),
+        vocabulary="sentencepiece",
+        pieces=pieces,
+        normalisation="raw",
+        languages=tuple(token[1:-1] for token in tokens[first:last]),
+        tasks=tuple(tasks),
+    )
+
+
+def from_espnet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of ESPnet's OWSM-CTC to those of ``SpeechCTC``.
+
+    Queries, keys and values become one matrix; computed tensors (``*.pe``, the filterbank) are left out.
+
+    Raises:
+        LoadError: A name that OWSM-CTC does not have.
+    """
+    joined: dict[str, dict[str, Tensor]] = {}
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".pe") or name.startswith("frontend."):
+            continue
+        for pattern, replacement in _NAMES:
+            renamed, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        else:
+            raise LoadError(f"{name!r} is no weight of ESPnet's OWSM-CTC; is the checkpoint of another model?")
+        whole, slot, part = renamed.partition("#")  # "....qkv.weight#q"
+        if slot:
+            joined.setdefault(whole, {})[part] = tensor
+        else:
+            out[renamed] = tensor
+    for whole, parts in joined.items():
+        order = "qkv" if "qkv" in whole else "kv"
+        if set(parts) != set(order):
+            raise LoadError(f"{whole}: ESPnet's {', '.join(sorted(set(order) - set(parts)))} is missing.")
+        out[whole] = torch.cat([parts[letter] for letter in order])
+    return out
+
+
+def read_espnet(model: SpeechCTC, tensors: dict[str, Tensor]) -> Any:
+    """Load the weights of ESPnet's OWSM-CTC into a model, strictly.
+
+    Returns:
+        The report of what was matched.
+    """
+    from vertebra.backbones.pretrained import load_state
+
+    return load_state(model, from_espnet(tensors), source="the weights of ESPnet")
