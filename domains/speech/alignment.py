@@ -12,6 +12,7 @@ import torch
 import torchaudio.functional as F
 from numpy.typing import NDArray
 
+from vertebra.domains.speech.transcript import Word
 from vertebra.errors import ConfigError, DataError, ShapeError
 
 STAR = -1  # stands for any stretch of speech
@@ -32,23 +33,6 @@ class TokenSpan:
     id: int
     start: int
     end: int
-    confidence: float
-
-
-@dataclass(frozen=True)
-class WordTime:
-    """A word in time.
-
-    Args:
-        text: The word.
-        start: Its begin, in seconds.
-        end: Its end, in seconds.
-        confidence: Mean probability, from 0 to 1.
-    """
-
-    text: str
-    start: float
-    end: float
     confidence: float
 
 
@@ -180,7 +164,7 @@ def word_times(
     *,
     seconds_per_frame: float,
     offset: float = 0.0,
-) -> list[WordTime]:
+) -> list[Word]:
     """Turn the spans of tokens into times of words.
 
     Args:
@@ -197,7 +181,7 @@ def word_times(
         frames = sum(s.end - s.start for s in part)
         mean = sum(s.confidence * (s.end - s.start) for s in part) / frames
         start, end = (offset + frame * seconds_per_frame for frame in (part[0].start, part[-1].end))
-        times.append(WordTime(text, start, end, mean))
+        times.append(Word(text, start, end, mean))
     return times
 
 
@@ -210,7 +194,7 @@ def peak_times(
     offset: float = 0.0,
     duration: float | None = None,
     reach: float = 0.5,
-) -> list[WordTime]:
+) -> list[Word]:
     """Guess the times of words from the frames at which their tokens fire.
 
     A token reaches half way to its neighbours, and no farther than ``reach``. CTC fires late or early as it learned to:
@@ -234,7 +218,7 @@ def peak_times(
     times = []
     for (first, stop), text in zip(words, texts, strict=True):
         mean = sum(hypothesis.confidence[first:stop]) / (stop - first)
-        times.append(WordTime(text, offset + starts[first], offset + ends[stop - 1], mean))
+        times.append(Word(text, offset + starts[first], offset + ends[stop - 1], mean))
     return times
 
 

@@ -16,7 +16,7 @@ import torch
 from vertebra.domains.speech.alignment import IMPOSSIBLE
 from vertebra.domains.speech.decoding import Hypothesis, check, check_lengths, check_values, peaks
 from vertebra.domains.speech.language_model import LN10
-from vertebra.errors import ConfigError, DataError
+from vertebra.errors import ConfigError, DataError, MissingExtraError
 
 Lexicon = Mapping[str, Iterable[Sequence[int]]]
 
@@ -133,7 +133,7 @@ def lexicon_decoder(
     try:
         from torchaudio.models.decoder import ctc_decoder
     except (ImportError, RuntimeError) as error:
-        raise ConfigError("lexicon_decoder needs flashlight-text: pip install 'vertebra[speech]'.") from error
+        raise MissingExtraError("flashlight-text", "speech", "a beam search with a lexicon") from error
     if model is not None and lexicon is None:
         raise ConfigError("lexicon_decoder: a language model of words needs a lexicon; give one.")
     if model is not None and not Path(model).is_file():

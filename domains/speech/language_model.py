@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vertebra.domains.speech.spec import Vocabulary
-from vertebra.errors import ConfigError, DataError
+from vertebra.errors import ConfigError, DataError, MissingExtraError
 
 LN10 = math.log(10)
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
@@ -183,7 +183,7 @@ class KenLMModel:
             from flashlight.lib.text.decoder.kenlm import KenLM
             from flashlight.lib.text.dictionary import Dictionary
         except ImportError as error:
-            raise ConfigError("KenLM needs flashlight-text: pip install 'vertebra[speech]'.") from error
+            raise MissingExtraError("flashlight-text", "speech", "KenLM") from error
         if not Path(path).is_file():
             raise DataError(f"KenLM: no language model at {path}.")
         self.words = list(dict.fromkeys(w for w in words if w not in (BEGIN, END, UNKNOWN)))

@@ -1,6 +1,6 @@
 """The loss of connectionist temporal classification, behind the last layer and behind intermediate ones.
 
-Sources: CTC (https://www.cs.toronto.edu/~graves/icml_2006.pdf), OWSM-CTC (https://arxiv.org/abs/2402.12654), equation 6.
+Sources: CTC (Graves et al. 2006), OWSM-CTC (https://arxiv.org/abs/2402.12654), equation 6.
 
 Shapes: B recordings, T positions, V tokens, L tokens of a target.
 """

@@ -87,7 +87,7 @@ class SpeechCTC(DomainModel):
             (self-conditioning).
         transcript_layers: Those of them that are trained to say the transcript whatever the task.
         prompt: Encoder of a text prompt; None for a model that reads none.
-        padding: ``espnet`` treats the end of the shorter recordings of a batch as ESPnet does: what stands there is read.
+        padding: ``espnet`` reads what stands behind the shorter recordings of a batch, as ESPnet does.
         dropout: Share of the backbone's input that is zeroed in training.
     """
 
@@ -328,7 +328,8 @@ class SpeechCTC(DomainModel):
 def _check_layers(intermediate: Sequence[int], transcript: Sequence[int], depth: int) -> None:
     if any(not 1 <= layer < depth for layer in intermediate):
         raise ConfigError(
-            f"SpeechCTC: intermediate layers must be from 1 to {depth - 1}, one below the last, got {list(intermediate)}."
+            f"SpeechCTC: intermediate layers must be from 1 to {depth - 1}, one below the last, got "
+            f"{list(intermediate)}."
         )
     if not set(transcript) <= set(intermediate):
         raise ConfigError(

@@ -8,6 +8,7 @@ Shapes: T positions, V tokens.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -109,7 +110,7 @@ def timed_words(
     spans = forced_align(log_probs, ids)
     words, texts = tokenizer.words(ids), tokenizer.decode(ids).split()
     found = word_times(spans, words, texts, seconds_per_frame=seconds_per_position, offset=offset)
-    return [Word(w.text, max(w.start, 0.0), max(w.end, 0.0), w.confidence) for w in found]
+    return [dataclasses.replace(w, start=max(w.start, 0.0), end=max(w.end, 0.0)) for w in found]
 
 
 def position_offset(model: SpeechCTC) -> float:

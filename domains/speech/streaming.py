@@ -1,7 +1,7 @@
-"""Recognition while somebody speaks: samples in, text out, with a state that does not grow with a recurrent backbone.
+"""Recognition while somebody speaks: samples in, text out; with a recurrent backbone the state does not grow.
 
-The numbers are those of one pass over the whole recording: frames are computed when their window is full, positions when
-the frames that the subsampling reads are there, and the backbone goes on from its state.
+The numbers are those of one pass over the whole recording: frames are computed when their window is full, positions
+when the frames that the subsampling reads are there, and the backbone goes on from its state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recordings of any length in overlapping windows, of which the middles are kept.
 
-Source: the long-form decoding of OWSM-CTC (https://arxiv.org/abs/2402.12654, section 4.5). Unlike there the first window
-begins with the recording and the last one ends with it, so that a recording of one window is read as it is.
+Source: the long-form decoding of OWSM-CTC (https://arxiv.org/abs/2402.12654, section 4.5). Unlike there the first
+window begins with the recording and the last one ends with it, so that a recording of one window is read as it is.
 
 Shapes: N samples of a recording, T positions of a window.
 """
@@ -62,8 +62,8 @@ class Windows:
         if self.context < ahead or self.length <= 2 * self.context:
             least = ahead * model.seconds_per_position
             raise ConfigError(
-                f"windows: context must be at least {least:.2g} seconds and less than half a window, got {context:g} of "
-                f"{seconds:g} seconds."
+                f"windows: context must be at least {least:.2g} seconds and less than half a window, got {context:g} "
+                f"of {seconds:g} seconds."
             )
 
     def cut(self, blocks: Iterable[Wave]) -> Iterator[Window]:

@@ -14,7 +14,7 @@ from vertebra.domains.speech.decoding import combine, prefix_beam_search
 from vertebra.domains.speech.flashlight import lexicon_decoder, read_lexicon
 from vertebra.domains.speech.hotwords import Hotwords
 from vertebra.domains.speech.language_model import KenLMModel, LanguageModelScorer, read_arpa
-from vertebra.errors import ConfigError, DataError
+from vertebra.errors import ConfigError, DataError, MissingExtraError
 
 LN10 = math.log(10)
 ARPA = """
@@ -154,7 +154,7 @@ def test_kenlm_errors(arpa, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"KenLM cannot read .*broken\.arpa"):
         KenLMModel(broken, [])
     monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder.kenlm", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'vertebra[speech]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'vertebra[speech]'")):
         KenLMModel(arpa, [])
 
 
@@ -364,5 +364,5 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "torchaudio.models.decoder._ctc_decoder", raising=False)
     monkeypatch.delattr("torchaudio.models.decoder._ctc_decoder", raising=False)
     monkeypatch.setitem(sys.modules, "flashlight.lib.text.decoder", None)
-    with pytest.raises(ConfigError, match=re.escape("pip install 'vertebra[speech]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'vertebra[speech]'")):
         lexicon_decoder(3, None)

@@ -271,7 +271,7 @@ def test_windows_cover_every_position_once():
 
 
 def test_windows_need_a_middle():
-    with pytest.raises(ConfigError, match="context must be at least .* seconds and less than half a window"):
+    with pytest.raises(ConfigError, match=r"context must be at least .* seconds and less than half a window"):
         Windows(build("illama_test"), seconds=2.0, context=1.0)
     with pytest.raises(ConfigError, match="context must be at least"):
         Windows(build("illama_test"), seconds=2.0, context=0.0)
