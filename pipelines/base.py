@@ -137,6 +137,8 @@ class Pipeline(ABC):
     endings: ClassVar[tuple[str, ...]] = (".csv",)
     """Endings of output files that it can write."""
     unit: ClassVar[str] = "records"
+    hourly: ClassVar[bool] = False
+    """Whether the progress bar tells the work of an hour, not of a second."""
     needs_input: ClassVar[bool] = True
     reads_folders: ClassVar[bool] = False
     """Whether an input may be a folder, whose files ``folder_files`` lists."""
@@ -286,7 +288,10 @@ class Pipeline(ABC):
             records = self._read_all(paths, errors.add) if given else self.without_input(errors.add)
             good = 0
             try:
-                with progress_bar(self.name, total, self.unit, show=progress) as advance, _stop_gently():
+                with (
+                    progress_bar(self.name, total, self.unit, hourly=self.hourly, show=progress) as advance,
+                    _stop_gently(),
+                ):
                     self.advance = advance
                     for item, part in flow.results(records):
                         if (prediction := self.join(item, part)) is not None:

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: float | None, unit: str, *, show: bool = True) -> Iterator[Callable[[float], None]]:
+def progress_bar(
+    title: str, total: float | None, unit: str, *, hourly: bool = False, show: bool = True
+) -> Iterator[Callable[[float], None]]:
     """Show progress on the error stream while the block runs, when that is a terminal.
 
     Args:
         title: What is being done.
         total: All the work, in ``unit``; None when unknown.
         unit: Such as ``bases`` or ``records``.
+        hourly: Whether the rate is said an hour, not a second.
         show: False for no bar at all.
 
     Yields:
@@ -25,9 +28,8 @@ def progress_bar(title: str, total: float | None, unit: str, *, show: bool = Tru
 
     class RateColumn(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(
-                f"{si(task.speed or 0.0)} {unit}/s" if task.speed else f"- {unit}/s", style="progress.data.speed"
-            )
+            rate = si(task.speed * (3600 if hourly else 1)) if task.speed else "-"
+            return Text(f"{rate} {unit}/{'h' if hourly else 's'}", style="progress.data.speed")
 
     console = Console(stderr=True)
     if not (show and console.is_terminal):
