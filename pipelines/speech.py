@@ -225,7 +225,7 @@ class Transcribe(SpeechPipeline):
         decode: ``greedy``, or ``beam`` for prefix beam search, which hot words and language models need.
         beam: Prefixes that a beam search keeps.
         hotwords: File with a word or phrase a line that are likely, or a list of them.
-        hotword_bonus: What a hot word adds to the logarithm of the probability.
+        hotword_bonus: What each token of a hot word adds to the logarithm of the probability, 10 at most for all.
         lm: Word n-gram model, ARPA (also gzipped) or KenLM's binary.
         lm_weight: Weight of its logarithm.
         word_bonus: What every word adds.
@@ -251,7 +251,7 @@ class Transcribe(SpeechPipeline):
         decode: Decoding | None = None,
         beam: int = 16,
         hotwords: str | Path | list[str] | None = None,
-        hotword_bonus: float = 5.0,
+        hotword_bonus: float = 2.0,
         lm: str | Path | None = None,
         lm_weight: float = 0.5,
         word_bonus: float = 1.0,
@@ -296,7 +296,7 @@ class Transcribe(SpeechPipeline):
         group.add_argument("--decode", choices=("greedy", "beam"), help="default: greedy, or beam where help is given")
         group.add_argument("--beam", type=int, default=16, metavar="N", help="prefixes that are kept (default: 16)")
         group.add_argument("--hotwords", metavar="FILE", help="words and phrases that are likely, one a line")
-        group.add_argument("--hotword-bonus", type=float, default=5.0, metavar="X", help="what one adds (default: 5)")
+        group.add_argument("--hotword-bonus", type=float, default=2.0, metavar="X", help="what a token of one adds (default: 2)")
         group.add_argument("--lm", metavar="FILE", help="word n-gram model: ARPA, or KenLM's binary")
         group.add_argument("--lm-weight", type=float, default=0.5, metavar="X", help="its weight (default: 0.5)")
         group.add_argument("--word-bonus", type=float, default=1.0, metavar="X", help="what a word adds (default: 1)")
@@ -417,9 +417,9 @@ class Transcribe(SpeechPipeline):
         ids = [self.tokenizer.encode(text) for text in phrases]
         if self.spec.vocabulary == "characters":
             space = self.spec.tokens.index(" ") if " " in self.spec.tokens else None
-            return Hotwords(ids, bonus, limit=4 * bonus, space=space)
+            return Hotwords(ids, bonus, space=space)
         starts = [i for i, token in enumerate(self.spec.tokens) if token.startswith("\u2581")]
-        return Hotwords(ids, bonus, limit=4 * bonus, starts=starts)
+        return Hotwords(ids, bonus, starts=starts)
 
 
 @dataclass(eq=False, repr=False)
