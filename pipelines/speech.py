@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vertebra.errors import ConfigError, DataError
-from vertebra.pipelines import figures
 from vertebra.pipelines.base import Bad, Item, Pipeline, Writer
 from vertebra.pipelines.catalog import verb
 from vertebra.pipelines.files import BadRecord, Outputs
@@ -29,10 +27,13 @@ if TYPE_CHECKING:
     from vertebra.domains.speech.decoding import Hypothesis, Scorer
     from vertebra.domains.speech.model import SpeechCTC
     from vertebra.domains.speech.recognition import RecordingDecoder
+    from vertebra.domains.speech.streaming import StreamingRecogniser
     from vertebra.domains.speech.transcript import Transcript
     from vertebra.domains.speech.windows import Window
 
 Decoding = Literal["greedy", "beam"]
+Blocks = Callable[[], "Iterator[NDArray[np.float32]]"]
+"""Reads a recording from its beginning, block by block."""
 
 TASKS = ("speech/ctc",)
 BLOCK_SECONDS = 30.0
@@ -135,7 +136,7 @@ class SpeechPipeline(Pipeline):
         from vertebra.domains.speech.audio import stream_audio
 
         rate = self.spec.sample_rate
-        blocks = stream_audio(path, rate, block_seconds=BLOCK_SECONDS, channel=self.channel)
+        blocks = partial(stream_audio, path, rate, block_seconds=BLOCK_SECONDS, channel=self.channel)
         yield from self._items(str(path), path.name, blocks)
 
     def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
@@ -158,11 +159,11 @@ class SpeechPipeline(Pipeline):
                     f"{self.name}: samples must be finite numbers (N,) at {self.spec.sample_rate} a second, got shape "
                     f"{wave.shape}."
                 )
-        yield from self._items("", name, iter([wave]))
+        yield from self._items("", name, lambda: iter([wave]))
 
-    def _items(self, file: str, name: str, blocks: Iterator[NDArray[np.float32]]) -> Iterator[Item]:
+    def _items(self, file: str, name: str, blocks: Blocks) -> Iterator[Item]:
         before = 0
-        for number, window in enumerate(self.windows.cut(blocks)):
+        for number, window in enumerate(self.windows.cut(blocks())):
             end = window.start + len(window.wave)
             hours = (end - before) / self.spec.sample_rate / 3600
             before = end
@@ -222,6 +223,8 @@ class Transcribe(SpeechPipeline):
         context: Seconds at either side of a window that only help its middle.
         channel: Channel of the files, from 0; None for the mean of all.
         formats: Further formats to write beside the output, by their endings.
+        stream: Read recordings as if they came from a microphone, in chunks of so many milliseconds, with a causal
+            model whose state is all that is remembered; 0 for windows.
         decode: ``greedy``, or ``beam`` for prefix beam search, which hot words and language models need.
         beam: Prefixes that a beam search keeps.
         hotwords: File with a word or phrase a line that are likely, or a list of them.
@@ -248,6 +251,7 @@ class Transcribe(SpeechPipeline):
         context: float = 4.0,
         channel: int | None = None,
         formats: list[str] | tuple[str, ...] = (),
+        stream: int = 0,
         decode: Decoding | None = None,
         beam: int = 16,
         hotwords: str | Path | list[str] | None = None,
@@ -279,7 +283,11 @@ class Transcribe(SpeechPipeline):
         for ending in formats:
             if ending not in FORMATS:
                 raise ConfigError(f"{self.name}: formats must be among {', '.join(FORMATS)}, got {ending!r}.")
-        self.formats, self.beam = tuple(formats), beam
+        if stream < 0 or (stream and (helped or decode == "beam")):
+            raise ConfigError(f"{self.name}: stream={stream} must be at least 0, and goes with greedy decoding alone.")
+        self.formats, self.beam, self.stream = tuple(formats), beam, stream
+        if stream:
+            self._stream()  # so that a model that cannot says so before any file is read
         self.decode_with: Decoding = decode or ("beam" if helped else "greedy")
         self.scorer = self._scorer(hotwords, hotword_bonus, lm, lm_weight, word_bonus, lm_words)
         self._decoder: RecordingDecoder | None = None
@@ -293,19 +301,55 @@ class Transcribe(SpeechPipeline):
         group.add_argument(
             "--formats", nargs="+", default=(), metavar="ENDING", help="further formats to write, as in .srt .TextGrid"
         )
+        group.add_argument(
+            "--stream", type=int, default=0, metavar="MS", help="read as from a microphone, in chunks of so many ms"
+        )
         group.add_argument("--decode", choices=("greedy", "beam"), help="default: greedy, or beam where help is given")
         group.add_argument("--beam", type=int, default=16, metavar="N", help="prefixes that are kept (default: 16)")
         group.add_argument("--hotwords", metavar="FILE", help="words and phrases that are likely, one a line")
-        group.add_argument("--hotword-bonus", type=float, default=2.0, metavar="X", help="what a token of one adds (default: 2)")
+        group.add_argument(
+            "--hotword-bonus", type=float, default=2.0, metavar="X", help="what a token of one adds (default: 2)"
+        )
         group.add_argument("--lm", metavar="FILE", help="word n-gram model: ARPA, or KenLM's binary")
         group.add_argument("--lm-weight", type=float, default=0.5, metavar="X", help="its weight (default: 0.5)")
         group.add_argument("--word-bonus", type=float, default=1.0, metavar="X", help="what a word adds (default: 1)")
         group.add_argument("--lm-words", metavar="FILE", help="the words that a binary language model knows")
 
+    def _items(self, file: str, name: str, blocks: Blocks) -> Iterator[Item]:
+        if not self.stream:
+            yield from super()._items(file, name, blocks)
+            return
+        hours = (self.amount(Path(file)) or 0.0) if file else 0.0
+        yield Item(file=file, record=name, data=blocks, size=1, weight=hours)
+
+    def predict(self, items: list[Item]) -> list[Prediction]:
+        """What the model says of each window; in streaming, of each recording."""
+        return [self._streamed(item) for item in items] if self.stream else super().predict(items)
+
+    def _stream(self) -> StreamingRecogniser:
+        from vertebra.domains.speech.streaming import StreamingRecogniser
+
+        return StreamingRecogniser(self.recogniser, language=self.language, task=self.task)
+
+    def _streamed(self, item: Item) -> Prediction:
+        recogniser, chunk = self._stream(), max(round(self.stream * self.spec.sample_rate / 1000), 1)
+        samples = 0
+        for block in item.data():
+            samples += len(block)
+            for start in range(0, len(block), chunk):
+                recogniser.feed(block[start : start + chunk])
+        recogniser.finish()
+        duration = samples / self.spec.sample_rate
+        found = self._prediction(item, recogniser.words(duration), recogniser.ids, duration, None)
+        found.details |= {"delay": round(recogniser.delay, 3), "state_bytes": recogniser.state_bytes}
+        return found
+
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Collect the windows of a recording; its transcript once the last one is in."""
         from vertebra.domains.speech.recognition import RecordingDecoder
 
+        if self.stream:
+            return part
         window: Window = item.data
         if item.first:
             self._decoder, self._bad = RecordingDecoder(self.recogniser, self.tokenizer, self._decode), False
@@ -448,113 +492,3 @@ class TranscriptPrediction(Prediction):
         """Return name, text, confidence and words with times as plain Python values."""
         words = () if self.transcript is None else self.transcript.words
         return {**super().to_dict(), "words": [vars(w) for w in words]}
-
-
-@verb(
-    "speech/identify",
-    inputs="recordings (WAV, FLAC, OGG, MP3, SPHERE, ...) and folders of them",
-    outputs=".csv: a row a recording; OUT.png (table of languages)",
-    model="speech_languages",
-    tasks=("speech/ctc",),
-)
-class Identify(SpeechPipeline):
-    """Which language is spoken in recordings.
-
-    Args:
-        model: See ``Pipeline``; one that was trained with a prefix.
-        device: See ``Pipeline``.
-        batch_size: Most windows in a batch.
-        batch_tokens: Most positions in a batch.
-        window: Seconds of a window; of longer recordings all windows are averaged.
-        context: Seconds that windows overlap at either side.
-        channel: Channel of the files, from 0; None for the mean of all.
-    """
-
-    endings = (".csv",)
-
-    def __init__(
-        self,
-        model: str | Path | DomainModel | None = None,
-        *,
-        device: str = "auto",
-        batch_size: int = 16,
-        batch_tokens: int = 32_768,
-        window: float = 30.0,
-        context: float = 4.0,
-        channel: int | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            device=device,
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
-            window=window,
-            context=context,
-            channel=channel,
-        )
-        if not self.spec.languages:
-            raise ConfigError(
-                f"{self.name}: the model knows no languages; use one that was trained with data.prefix=true."
-            )
-        self._sums: list[NDArray[np.float64]] = []
-        self._bad = False
-
-    def predict(self, items: list[Item]) -> list[Prediction]:
-        """Score of every language in each window."""
-        parts = self.log_probs([item.data for item in items], None)
-        numbers = [self.recogniser.ids[f"<{name}>"] for name in self.spec.languages]
-        return [Prediction(language_scores(part.numpy()[:, numbers])) for part in parts]
-
-    def join(self, item: Item, part: Prediction | None) -> Prediction | None:
-        """Average the windows of a recording, weighted by their length."""
-        window: Window = item.data
-        if item.first:
-            self._sums, self._bad = [], False
-        if part is None:
-            self._bad = True
-            return None
-        self._sums.append(part.value * len(window.wave))
-        if self._bad or not window.last:
-            return None
-        total = np.sum(self._sums, axis=0)
-        scores = dict(zip(self.spec.languages, (total / total.sum()).tolist(), strict=True))
-        duration = (window.start + len(window.wave)) / self.spec.sample_rate
-        best = max(scores, key=scores.__getitem__)
-        return Prediction(best, scores, item.record, {"duration": round(duration, 3)}, "score (probability)")
-
-    def writer(self, outputs: Outputs, several_files: bool) -> Writer:
-        """Open the table of recordings."""
-        return _IdentifyWriter(self, outputs)
-
-
-def language_scores(log_probs: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probability of each language, from those of its token at every position (T, languages).
-
-    The language is said once, where its token is most probable; there the languages are compared.
-    """
-    at = int(log_probs.max(1).argmax())
-    scores = np.exp(log_probs[at].astype(np.float64) - log_probs[at].max())
-    return scores / scores.sum()
-
-
-class _IdentifyWriter(Writer):
-    """OUT.csv, and OUT.csv.png with the recordings that were read first."""
-
-    def __init__(self, pipeline: Identify, outputs: Outputs) -> None:
-        self.languages, self.outputs = pipeline.spec.languages, outputs
-        self.table = csv.writer(outputs.open(outputs.target), lineterminator="\n")
-        self.table.writerow(["file", "language", "score", "duration", *(f"score_{n}" for n in self.languages)])
-        self.found: Counter[str] = Counter()
-
-    def write(self, item: Item, prediction: Prediction) -> None:
-        """Write one recording."""
-        scores, best = prediction.scores, str(prediction.value)
-        row = [item.file or item.record, best, f"{scores[best]:.6g}", prediction.details["duration"]]
-        self.table.writerow([*row, *(f"{scores[n]:.6g}" for n in self.languages)])
-        self.found[best] += 1
-
-    def finish(self) -> None:
-        """Draw how many recordings are of which language."""
-        counts = {name: float(self.found[name]) for name in self.languages}
-        figure = figures.bars(counts, title="Language of the recordings", label="recordings")
-        self.outputs.open(self.outputs.side(".png"), "wb").write(figures.png_bytes(figure))

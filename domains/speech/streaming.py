@@ -12,7 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vertebra.backbones.base import State
+from vertebra.domains.speech.alignment import peak_times
+from vertebra.domains.speech.decoding import Hypothesis
 from vertebra.domains.speech.model import SpeechCTC
+from vertebra.domains.speech.recognition import position_offset
+from vertebra.domains.speech.transcript import Word
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.text import make_tokenizer
 
@@ -78,6 +82,19 @@ class StreamingRecogniser:
         """Seconds from a position's first sample to the last one it needs, without the time to compute."""
         model = self.model
         return (self._side + model.subsample.look_ahead * model.logmel.hop) / model.spec.sample_rate
+
+    def words(self, duration: float) -> list[Word]:
+        """Return the words so far with the times at which their tokens fired, none after ``duration`` seconds."""
+        model = self.model
+        found = Hypothesis(tuple(self.ids), 0.0, 0.0, tuple(self.positions), tuple(self.confidence))
+        return peak_times(
+            found,
+            self.tokenizer.words(self.ids),
+            self.text.split(),
+            seconds_per_frame=model.seconds_per_position,
+            offset=position_offset(model),
+            duration=duration,
+        )
 
     @property
     def state_bytes(self) -> int:
