@@ -170,7 +170,7 @@ def say(
     pitch = voice.pitch * float(np.exp(rng.normal(0, 0.05)))
     tempo = voice.tempo * float(np.exp(rng.normal(0, 0.07)))
     plan: list[Target] = []
-    times = []
+    times: list[tuple[str, float, float]] = []
     at = _MARGIN
     for word, after in zip(words, [*gaps, _MARGIN], strict=True):
         part = list(_draw(word, rng, voice.scale, tempo))
