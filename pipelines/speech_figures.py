@@ -88,7 +88,7 @@ def _write_words(axes: Axes, words: Sequence[Word], begin: float, length: float,
     free = [-math.inf] * _LANES
     for word in words:
         start, end = max(word.start, begin), min(word.end, begin + length)
-        colour = colours.to_rgba(min(max(word.confidence, 0.0), 1.0))
+        colour = colours.to_rgba(float(np.clip(word.confidence, 0.0, 1.0)))  # type: ignore[arg-type]
         axes.axvspan(start, end, facecolor=colour, alpha=0.15, linewidth=0)
         axes.vlines([start, end], 0, 1, color=colour, linewidth=0.9, transform=above)
         axes.hlines(1.0, start, end, color=colour, linewidth=5, transform=above, clip_on=False)
