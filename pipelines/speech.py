@@ -173,8 +173,17 @@ class SpeechPipeline(Pipeline):
     # ---------------------------------------------------------------- the model
 
     def predict(self, items: list[Item]) -> list[Prediction]:
-        """Log-probabilities (T, V) of the positions that each window answers for, those of the prefix first."""
-        return [Prediction(part) for part in self.log_probs([item.data for item in items], self.prefix)]
+        """Log-probabilities (T, V) of the positions that each window answers for, and the levels of their sound."""
+        windows: list[Window] = [item.data for item in items]
+        parts = self.log_probs(windows, self.prefix)
+        return [Prediction(part, details={"levels": self._levels(w)}) for part, w in zip(parts, windows, strict=True)]
+
+    def _levels(self, window: Window) -> NDArray[np.float32]:
+        from vertebra.domains.speech.loudness import levels
+
+        step = self.recogniser.samples_per_position
+        end = None if window.keep is None else (window.skip + window.keep) * step
+        return levels(window.wave[window.skip * step : end], self.spec.sample_rate)
 
     def log_probs(self, windows: list[Window], prefix: list[int] | None) -> list[Tensor]:
         """Return log-probabilities of each window's own positions (T, V); a first window begins with the prefix's."""
@@ -358,7 +367,7 @@ class Transcribe(SpeechPipeline):
         if self._bad or self._decoder is None:
             return None
         assert part is not None
-        self._decoder.add(part.value)
+        self._decoder.add(part.value, part.details["levels"])
         if not window.last:
             return None
         words, ids = self._decoder.finish(), self._decoder.ids

@@ -19,6 +19,7 @@ from vertebra.pipelines.speech import DRAWN_SECONDS, SpeechPipeline, TranscriptP
 from vertebra.pipelines.transcripts import FORMATS, TranscriptWriter
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from vertebra.domains.model import DomainModel
@@ -85,6 +86,7 @@ class Align(SpeechPipeline):
         self.text, self.formats, self.figures = text, tuple(formats), figures
         self._texts: dict[str, str] = {}
         self._parts: list[Tensor] = []
+        self._levels_heard: list[NDArray[np.float32]] = []
         self._bad = False
 
     @classmethod
@@ -154,11 +156,12 @@ class Align(SpeechPipeline):
 
         window: Window = item.data
         if item.first:
-            self._parts, self._bad = [], False
+            self._parts, self._levels_heard, self._bad = [], [], False
         if part is None:
             self._bad = True
             return None
         self._parts.append(part.value)
+        self._levels_heard.append(part.details["levels"])
         if self._bad or not window.last:
             return None
         log_probs, self._parts = torch.cat(self._parts), []
@@ -168,11 +171,13 @@ class Align(SpeechPipeline):
         return self._aligned(item, log_probs[self.recogniser.prefix_length :], text, duration, wave)
 
     def _aligned(self, item: Item, log_probs: Tensor, text: str, duration: float, wave: Any) -> Prediction:
+        from vertebra.domains.speech.loudness import grow
         from vertebra.domains.speech.recognition import position_offset, timed_words
         from vertebra.domains.speech.transcript import Transcript, cut_segments
 
         step, offset = self.recogniser.seconds_per_position, position_offset(self.recogniser)
         words = timed_words(log_probs, self.tokenizer.encode(text), self.tokenizer, step, offset)
+        words = grow(words, np.concatenate(self._levels_heard))
         transcript = Transcript(item.file or item.record, duration, cut_segments(words, language=self.language))
         confidence = float(np.mean([w.confidence for w in words]))
         return TranscriptPrediction(

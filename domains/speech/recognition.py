@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vertebra.domains.speech.alignment import forced_align, word_times
 from vertebra.domains.speech.decoding import Hypothesis
+from vertebra.domains.speech.loudness import SILENT_DB, Levels, grow
 from vertebra.domains.speech.model import SpeechCTC
 from vertebra.domains.speech.transcript import Word
 from vertebra.tokenizers.text import TextTokenizer
@@ -42,19 +44,25 @@ class RecordingDecoder:
 
     def __init__(self, model: SpeechCTC, tokenizer: TextTokenizer, decode: Decode) -> None:
         self.tokenizer, self.decode = tokenizer, decode
-        self.step = model.seconds_per_position
+        self.step, self.frames = model.seconds_per_position, model.subsample.factor
         self.offset = position_offset(model)
         self.pause = max(round(PAUSE_SECONDS / self.step), 2)
         self.shortest, self.longest = (round(seconds / self.step) for seconds in STRETCH_SECONDS)
+        prefix = model.prefix_length
         self._held: list[Tensor] = []
+        self._levels = [np.full(prefix * self.frames, SILENT_DB, np.float32)]
         self._count = 0  # positions held
-        self._begin = 0  # position of the first of them
+        self._begin = -prefix  # the first of them, counted from the recording's own first one
         self.words: list[Word] = []
         self.ids: list[int] = []
 
-    def add(self, log_probs: Tensor) -> None:
-        """Take the next positions (T, V)."""
+    def add(self, log_probs: Tensor, levels: Levels) -> None:
+        """Take the next positions (T, V), the first ones with those of the prefix, and the levels (F,) of their sound.
+
+        A position has ``subsampling`` frames of levels, those of the prefix none; the last call may bring more.
+        """
         self._held.append(log_probs)
+        self._levels.append(levels)
         self._count += len(log_probs)
         while self._count >= self.shortest:
             whole = torch.cat(self._held)
@@ -62,14 +70,16 @@ class RecordingDecoder:
             if not cut:
                 self._held = [whole]
                 return
-            self._decode(whole[:cut])
+            loud = np.concatenate(self._levels)
+            self._decode(whole[:cut], loud[: cut * self.frames])
             self._held, self._count = [whole[cut:]], len(whole) - cut
+            self._levels = [loud[cut * self.frames :]]
 
     def finish(self) -> list[Word]:
         """Decode the rest; return all words."""
         if self._count:
-            self._decode(torch.cat(self._held))
-            self._held, self._count = [], 0
+            self._decode(torch.cat(self._held), np.concatenate(self._levels))
+            self._held, self._levels, self._count = [], [], 0
         return self.words
 
     def _pause_in(self, log_probs: Tensor) -> int:
@@ -84,13 +94,12 @@ class RecordingDecoder:
             return self.shortest + int(log_probs[self.shortest : self.longest, 0].argmax())
         return 0
 
-    def _decode(self, log_probs: Tensor) -> None:
+    def _decode(self, log_probs: Tensor, loud: Levels) -> None:
         found = self.decode(log_probs)
-        begin, self._begin = self._begin, self._begin + len(log_probs)
+        begin, self._begin = self._begin * self.step, self._begin + len(log_probs)
         self.ids += found.ids
-        self.words += timed_words(
-            log_probs, list(found.ids), self.tokenizer, self.step, self.offset + begin * self.step
-        )
+        words = timed_words(log_probs, list(found.ids), self.tokenizer, self.step, self.offset + begin)
+        self.words += grow(words, loud, begin)
 
 
 def timed_words(
