@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
+from vertebra.domains.speech.phones import WORDS
 from vertebra.domains.speech.synthesis import DIGITS, VOICES, Voice, say
 
 TAKES = (0, 5, 6, 7, 8, 9)
@@ -23,6 +25,7 @@ _STRINGS = (  # ending, container, coding, sample rate, channels
     ("opus", "OGG", "OPUS", 48_000, 1),
     ("flac", "FLAC", "PCM_16", 16_000, 1),
 )
+_LANGUAGES = 6  # strings of a speaker in each language
 _LONG_RATE, _LONG_SECONDS = 16_000, 60.0
 Wave = NDArray[np.float32]
 
@@ -37,6 +40,7 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
     Returns:
         The files: ``digits/DIGIT_VOICE_TAKE.wav`` (10 digits, 6 voices, 6 takes; 8 kHz), ``strings/`` (six recordings
         of several digits from 8 to 48 kHz, each with its ``.txt``), ``manifest.jsonl`` (the same as NeMo lists them),
+        ``languages/`` and ``languages.jsonl`` (strings in three languages, with translations; see ``write_languages``),
         ``long.flac`` (a minute of two speakers), ``long.txt`` (what they say), ``long.ctm`` (when), ``noise/hum.wav``
         and ``noise/room.wav``, the answer of a room to a clap.
     """
@@ -51,6 +55,8 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
                 paths.append(folder / "digits" / f"{number}_{voice.name}_{take}.wav")
                 sf.write(paths[-1], wave, 8000, "PCM_16")
     paths += _write_strings(folder, seed)
+    splits = {"train": _SPEAKERS[:4], "val": _SPEAKERS[4:5], "test": _SPEAKERS[5:]}
+    paths += write_languages(folder, splits, _LANGUAGES, seed)
     paths += _write_long(folder, seed)
     return paths + _write_noise(folder / "noise", np.random.default_rng([seed, 3]))
 
@@ -74,6 +80,57 @@ def _write_strings(folder: Path, seed: int) -> list[Path]:
         paths += [file, file.with_suffix(".txt")]
     paths.append(folder / "manifest.jsonl")
     paths[-1].write_text("".join(lines), encoding="ascii")
+    return paths
+
+
+def write_languages(folder: Path, voices: Mapping[str, Sequence[Voice]], each: int, seed: int = 0) -> list[Path]:
+    """Fabricate strings of one to four digits in English, German and Spanish.
+
+    Args:
+        folder: Where to write; made when missing.
+        voices: Speakers of every split, of different names.
+        each: Strings of every speaker in every language.
+        seed: Seed of everything.
+
+    Returns:
+        The files: ``languages/LANGUAGE_VOICE_NUMBER.flac`` (8 kHz), and ``languages.jsonl``, which lists each of them
+        for the task ``asr``, and those that are not English also for ``st_eng``, translation into English.
+    """
+    folder = Path(folder)
+    (folder / "languages").mkdir(parents=True, exist_ok=True)
+    english = tuple(WORDS["eng"])
+    paths, lines = [], []
+    people = [(split, voice) for split, speakers in voices.items() for voice in speakers]
+    for person, (split, voice) in enumerate(people):
+        for at, (language, table) in enumerate(WORDS.items()):
+            words = tuple(table)
+            for number in range(each):
+                rng = np.random.default_rng([seed, 4, person, at, number])
+                digits = rng.integers(0, 10, rng.integers(1, 5)).tolist()
+                gaps = rng.uniform(0.0, 0.25, len(digits) - 1).tolist()
+                wave, _ = say(
+                    [words[d] for d in digits], voice, seed=(seed, 4, person, at, number), gap=gaps, language=language
+                )
+                name = f"{language}_{voice.name}_{number}"
+                paths.append(folder / "languages" / f"{name}.flac")
+                sf.write(paths[-1], wave, 8000, "PCM_16")
+                record = {
+                    "id": name,
+                    "audio_filepath": f"languages/{name}.flac",
+                    "duration": len(wave) / 8000,
+                    "text": " ".join(words[d] for d in digits),
+                    "lang": language,
+                    "task": "asr",
+                    "speaker": voice.name,
+                    "split": split,
+                }
+                lines.append(record)
+                if language != "eng":
+                    translation = " ".join(english[d] for d in digits)
+                    lines.append({**record, "id": f"{name}_st", "task": "st_eng", "translation": translation})
+    paths.append(folder / "languages.jsonl")
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    paths[-1].write_text(text, encoding="utf-8")
     return paths
 
 

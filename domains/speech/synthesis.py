@@ -1,4 +1,4 @@
-"""A small speech synthesiser for the ten English digits: a voice source and noise through resonators.
+"""A small speech synthesiser for digits of three languages: a voice source and noise through resonators.
 
 After D. H. Klatt, "Software for a cascade/parallel formant synthesizer", JASA 67 (1980): pulses of the glottis and
 breath pass a cascade of five resonators; the noise of fricatives and bursts passes one of its own. Formants of vowels
@@ -7,41 +7,27 @@ are near those that Peterson and Barney (1952) measured. The words can be told a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from vertebra.domains.speech.audio import resample
+from vertebra.domains.speech.phones import PHONES, WORDS, Target
 from vertebra.errors import ConfigError, DataError
 
 Values = NDArray[np.float64]
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+DIGITS = tuple(WORDS["eng"])
 RATE = 16_000  # samples a second at which all is made
 _BLOCK = 80  # samples of constant resonators, 5 ms
 _SLOW, _FAST = 13, 5  # blocks over which formants and loudness pass from one target to the next
 _MARGIN = 0.03  # s of silence around the words
-_FLOOR = 3e-4  # of the background noise, where the loudest sample is 0.5
+_NOISE = (3e-4, 3e-3)  # of the background, where the loudest sample is 1
 _UPPER = ((3500.0, 220.0), (4400.0, 300.0))  # F4 and F5 of a man, with their widths, in Hz
-
-
-class Target(NamedTuple):
-    """What the vocal tract aims at for a while: seconds, Hz, and amplitudes from 0 to 1."""
-
-    seconds: float
-    f1: float
-    f2: float
-    f3: float
-    voice: float = 0.0
-    breath: float = 0.0
-    hiss: float = 0.0
-    centre: float = 3000.0
-    width: float = 3000.0
-    damping: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,62 +63,30 @@ class Voice:
 
 
 VOICES = (
-    Voice(name="adam", pitch=112, scale=1.0, tempo=1.0, breath=0.04, tilt=0.45),
-    Voice(name="clara", pitch=208, scale=1.17, tempo=1.05, breath=0.10, tilt=0.55),
-    Voice(name="bruno", pitch=92, scale=0.94, tempo=0.9, breath=0.06, tilt=0.60),
-    Voice(name="dora", pitch=184, scale=1.12, tempo=0.95, breath=0.05, tilt=0.40),
-    Voice(name="finn", pitch=265, scale=1.28, tempo=1.1, breath=0.12, tilt=0.50),
-    Voice(name="hugo", pitch=132, scale=1.04, tempo=1.15, breath=0.08, tilt=0.35),
-    Voice(name="irma", pitch=225, scale=1.20, tempo=0.88, breath=0.16, tilt=0.60),
-    Voice(name="karl", pitch=104, scale=0.97, tempo=1.2, breath=0.03, tilt=0.30),
+    Voice(name="adam", pitch=112, scale=1.0, tempo=1.0, breath=0.04, tilt=0.25),
+    Voice(name="clara", pitch=208, scale=1.17, tempo=1.05, breath=0.10, tilt=0.35),
+    Voice(name="bruno", pitch=92, scale=0.94, tempo=0.9, breath=0.06, tilt=0.40),
+    Voice(name="dora", pitch=184, scale=1.12, tempo=0.95, breath=0.05, tilt=0.20),
+    Voice(name="finn", pitch=265, scale=1.28, tempo=1.1, breath=0.12, tilt=0.30),
+    Voice(name="hugo", pitch=132, scale=1.04, tempo=1.15, breath=0.08, tilt=0.15),
+    Voice(name="irma", pitch=225, scale=1.20, tempo=0.88, breath=0.16, tilt=0.40),
+    Voice(name="karl", pitch=104, scale=0.97, tempo=1.2, breath=0.03, tilt=0.10),
 )
 """Men, women and a child; ``adam`` first."""
 
-# Stops are a closure, a burst and, where they are aspirated, breath. Two targets make a diphthong.
-_PHONES: dict[str, tuple[Target, ...]] = {
-    "iy": (Target(0.150, 275, 2250, 2950, voice=1.0),),
-    "ih": (Target(0.085, 400, 1950, 2550, voice=1.0),),
-    "eh": (Target(0.095, 540, 1800, 2480, voice=1.0),),
-    "ah": (Target(0.130, 650, 1200, 2400, voice=1.0),),
-    "uh": (Target(0.070, 480, 1350, 2350, voice=0.8),),
-    "ao": (Target(0.120, 560, 850, 2400, voice=1.0),),
-    "uw": (Target(0.190, 310, 900, 2240, voice=1.0),),
-    "ey": (Target(0.080, 500, 1750, 2500, voice=1.0), Target(0.090, 330, 2150, 2750, voice=0.9)),
-    "ay": (Target(0.110, 720, 1200, 2450, voice=1.0), Target(0.090, 400, 1950, 2550, voice=0.9)),
-    "ow": (Target(0.100, 520, 1000, 2350, voice=1.0), Target(0.110, 380, 780, 2250, voice=0.8)),
-    "r": (Target(0.075, 340, 1080, 1450, voice=0.8),),
-    "er": (Target(0.110, 470, 1250, 1580, voice=0.8),),
-    "w": (Target(0.070, 290, 610, 2150, voice=0.7),),
-    "n": (Target(0.085, 260, 1450, 2550, voice=0.45, damping=2.5),),
-    "v": (Target(0.075, 230, 1100, 2100, voice=0.30, hiss=0.06, centre=4500, width=5000, damping=1.5),),
-    "z": (Target(0.095, 240, 1400, 2500, voice=0.25, hiss=0.30, centre=4800, width=2200, damping=1.5),),
-    "s": (Target(0.135, 320, 1450, 2550, hiss=0.60, centre=5000, width=2200),),
-    "f": (Target(0.125, 330, 1100, 2100, hiss=0.16, centre=4000, width=7000),),
-    "th": (Target(0.110, 320, 1350, 2550, hiss=0.12, centre=5500, width=3500),),
-    "t": (
-        Target(0.055, 250, 1750, 2650),
-        Target(0.015, 300, 1750, 2650, hiss=0.80, centre=4200, width=2500),
-        Target(0.040, 350, 1600, 2600, breath=0.30, hiss=0.12, centre=4200, width=2500),
-    ),
-    "k": (
-        Target(0.065, 250, 1900, 2300),
-        Target(0.020, 300, 1900, 2300, hiss=0.55, centre=1900, width=500),
-        Target(0.020, 300, 1800, 2350, breath=0.20),
-    ),
-}  # fmt: skip
 
-_WORDS = {
-    "zero": "z ih r ow",
-    "one": "w ah n",
-    "two": "t uw",
-    "three": "th r iy",
-    "four": "f ao er",
-    "five": "f ay v",
-    "six": "s ih k s",
-    "seven": "s eh v uh n",
-    "eight": "ey t",
-    "nine": "n ay n",
-}
+def random_voice(name: str, seed: int | Sequence[int]) -> Voice:
+    """Make up someone who speaks about as those of ``VOICES``: the shorter the vocal tract, the higher the pitch."""
+    rng = np.random.default_rng(seed)
+    scale = float(rng.uniform(0.92, 1.32))
+    return Voice(
+        name=name,
+        pitch=110 * float(np.exp(3.1 * (scale - 1) + rng.normal(0, 0.12))),
+        scale=scale,
+        tempo=float(rng.uniform(0.85, 1.25)),
+        breath=float(rng.uniform(0.02, 0.20)),
+        tilt=float(rng.uniform(0.05, 0.45)),
+    )
 
 
 def say(
@@ -142,25 +96,31 @@ def say(
     sample_rate: int = 8000,
     seed: int | Sequence[int] = 0,
     gap: float | Sequence[float] = 0.1,
+    language: str = "eng",
 ) -> tuple[NDArray[np.float32], list[tuple[str, float, float]]]:
     """Speak digits; the same arguments give the same samples.
 
     Args:
-        words: Digits by name, at least one.
+        words: Digits by name, at least one; see ``WORDS``.
         voice: Who speaks.
         sample_rate: Samples a second of the result. Nothing is above 8 kHz.
         seed: Draws the take: pitch, its course, tempo and formants of each word, loudness.
         gap: Seconds of silence between words: one number, or one for each of the gaps. At 0, words flow together.
+        language: Of the words: ``eng``, ``deu`` or ``spa``.
 
     Returns:
         Samples (N,), at most 0.5, and the begin and end of each word in seconds.
 
     Raises:
-        DataError: A word is no digit, there are none, or the gaps do not fit.
+        DataError: A word is no digit of the language, there are none, or the gaps do not fit.
+        ConfigError: There is no such language.
     """
+    if language not in WORDS:
+        raise ConfigError(f"say: language must be one of {', '.join(WORDS)}, got {language!r}.")
+    known = WORDS[language]
     gaps = [float(g) for g in gap] if isinstance(gap, Sequence) else [float(gap)] * (len(words) - 1)
-    if unknown := [w for w in words if w not in _WORDS]:
-        raise DataError(f"say: words must be among {', '.join(DIGITS)}, got {unknown[0]!r}.")
+    if unknown := [w for w in words if w not in known]:
+        raise DataError(f"say: words must be among {', '.join(known)}, got {unknown[0]!r}.")
     if not words or len(gaps) != len(words) - 1 or min(gaps, default=0) < 0:
         raise DataError(
             f"say: there must be a word at least, and a gap of 0 or more between two; got {len(words)} words and the "
@@ -173,7 +133,7 @@ def say(
     times: list[tuple[str, float, float]] = []
     at = _MARGIN
     for word, after in zip(words, [*gaps, _MARGIN], strict=True):
-        part = list(_draw(word, rng, voice.scale, tempo))
+        part = list(_draw(known[word], rng, voice.scale, tempo))
         if not plan:
             plan.append(_silent(part[0], _MARGIN))
         elif gaps[len(times) - 1]:
@@ -189,14 +149,14 @@ def say(
     return out * np.float32(level / np.abs(out).max()), times
 
 
-def _draw(word: str, rng: np.random.Generator, scale: float, tempo: float) -> Iterable[Target]:
+def _draw(phones: str, rng: np.random.Generator, scale: float, tempo: float) -> Iterable[Target]:
     """Targets of a word, as one says it this time."""
     pace = tempo * np.exp(rng.normal(0, 0.06))
-    for phone in _WORDS[word].split():
+    for phone in phones.split():
         stretch = np.exp(rng.normal(0, 0.06)) / pace
         shift = scale * np.exp(rng.normal(0, 0.025, 3))
         noise = np.exp(rng.normal(0, 0.15))
-        for target in _PHONES[phone]:
+        for target in PHONES[phone]:
             yield _changed(target, float(stretch), shift, float(noise))
 
 
@@ -226,8 +186,7 @@ def _render(
     middles = (np.arange(count) + 0.5) * _BLOCK / RATE
     rows = np.array(plan)[np.minimum(np.searchsorted(edges, middles), len(plan) - 1)]  # (blocks, 10)
     formants = _smooth(rows[:, 1:4], _SLOW)
-    loud = _smooth(rows[:, 4:7], _FAST)
-    loud[:, 2] = np.minimum(loud[:, 2], 1.0)
+    loud = _smooth(rows[:, 4:7] * _swell(middles, times)[:, None], _FAST)
     hz = pitch * _course(middles, times, rng)
     voiced, breath, hiss = (_between(column) for column in loud.T)  # (samples,)
     cycle = np.cumsum(_between(hz)) / RATE % 1.0
@@ -243,7 +202,8 @@ def _render(
     rustle = _resonate(noise[1], rows[:, 7], rows[:, 8], band=True) * hiss
     peak = float(np.abs(mouth).max()) or 1.0
     mix = mouth / peak + 0.30 * rustle
-    return mix / np.abs(mix).max() + 2 * _FLOOR * rng.normal(0, 1, len(mix))
+    floor = np.exp(rng.uniform(*np.log(_NOISE)))
+    return mix / np.abs(mix).max() + floor * rng.normal(0, 1, len(mix))
 
 
 def _course(middles: Values, times: list[tuple[str, float, float]], rng: np.random.Generator) -> Values:
@@ -256,6 +216,15 @@ def _course(middles: Values, times: list[tuple[str, float, float]], rng: np.rand
         arch += rng.uniform(0.03, 0.14) * np.sin(np.pi * inside**0.7)
     values: Values = factor + arch
     return values
+
+
+def _swell(middles: Values, times: list[tuple[str, float, float]]) -> Values:
+    """Loudness (blocks,) as a factor: words fade."""
+    factor = np.ones_like(middles)
+    for _, start, end in times:
+        inside = (middles - start) / (end - start)
+        factor = np.where((inside >= 0) & (inside <= 1), 1 - 0.75 * np.clip(inside, 0, 1) ** 2.5, factor)
+    return factor
 
 
 def _pulses(cycle: Values) -> Values:
@@ -293,8 +262,10 @@ def _resonate(wave: Values, centres: Values, widths: Values, *, band: bool = Fal
     out = np.empty_like(wave)
     last, before = 0.0, 0.0  # of the samples of the result
     size = -(-len(wave) // len(centres))
-    for number, (gain, a, b) in enumerate(zip(gains.tolist(), one.tolist(), two.tolist(), strict=True)):
-        part = slice(number * size, (number + 1) * size)
+    changes = np.flatnonzero((np.diff(one, prepend=np.nan) != 0) | (np.diff(two, prepend=np.nan) != 0))
+    for begin, end in itertools.pairwise([*changes.tolist(), len(centres)]):
+        gain, a, b = float(gains[begin]), float(one[begin]), float(two[begin])
+        part = slice(begin * size, end * size)
         state = [-a * last - b * before, -b * last]
         found, _ = lfilter([gain], [1.0, a, b], wave[part], zi=state)
         out[part] = found

@@ -58,6 +58,20 @@ def test_digits_are_told_apart_by_their_means():
     assert apart.min() > 0.5 * within
 
 
+@pytest.mark.realdata
+def test_digits_are_nearest_to_the_same_digits_of_people(shared_data):
+    """Five nearest neighbours among 600 real takes; to guess gives 0.1."""
+    source = read_source(shared_data / "speech" / "fsdd")
+    real = [u for u in source.utterances if int(u.id.rsplit("_", 1)[1]) < 15]
+    known = np.array([template(read_audio(u.path, 8000)) for u in real])
+    labels = np.array([DIGITS.index(u.text) for u in real])
+    made = takes(VOICES, range(2)).transpose(1, 0, 2, 3).reshape(160, -1)
+    made, known = (x / x.std(1, keepdims=True) for x in (made, known))
+    nearest = ((known**2).sum(1) - 2 * made @ known.T).argsort(1)[:, :5]
+    guess = np.array([np.bincount(row).argmax() for row in labels[nearest]])
+    assert (guess == np.repeat(range(10), 16)).mean() > 0.85
+
+
 def test_no_two_takes_are_alike_and_each_can_be_had_again():
     wave, times = say(["six", "two"], VOICES[1], seed=3)
     again, _ = say(["six", "two"], VOICES[1], seed=3)
