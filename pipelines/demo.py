@@ -186,7 +186,81 @@ def _fresh_shapes(folder: Path, count: int = 20) -> Path:
     return folder
 
 
-_DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {"dna": demo_dna, "vision": demo_vision}
+def demo_speech(samples: Path, results: Path, report: Report) -> None:
+    """Recordings of every format and damaged ones, a minute of dialogue, words over the spectrogram, languages."""
+    folder, said = _with_damaged(samples / "strings", results / "recordings"), results / "strings.jsonl"
+    pipeline("speech/transcribe").run([folder], said)
+    report.section("speech/transcribe: recordings of every format").code(
+        f"vertebra run speech/transcribe {folder} -o {said}"
+    )
+    rows = []
+    for line in said.read_text(encoding="utf-8").splitlines():
+        found = json.loads(line)
+        known = Path(found["file"]).with_suffix(".txt").read_text(encoding="utf-8").strip()
+        rows.append((Path(found["file"]).name, known, found["text"]))
+    report.table(rows, ("recording", "what is said", "what the model hears"))
+    listed = (results / "strings.jsonl.errors.jsonl").read_text(encoding="utf-8").splitlines()
+    bad = [json.loads(line) for line in listed]
+    report.text(f"{len(bad)} files cannot be read; the others are done all the same, and the exit status is 3.")
+    report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
+
+    subtitles = results / "long.srt"
+    transcribe = pipeline("speech/transcribe", window=10.0, context=2.0)
+    transcribe.run([samples / "long.flac"], subtitles)
+    report.section("speech/transcribe: a minute of dialogue, as subtitles")
+    report.code(
+        f"vertebra run speech/transcribe {samples / 'long.flac'} -o {subtitles} --window 10 --context 2\n\n"
+        + "\n".join(subtitles.read_text(encoding="utf-8").splitlines()[:11])
+    )
+    aligned = results / "words.ctm"
+    pipeline("speech/align", figures=1).run([samples / "strings"], aligned)
+    report.section("speech/align").code(f"vertebra run speech/align {samples / 'strings'} -o {aligned} --figures 1")
+    report.image(next(results.glob("words.ctm.1.*.png")), "When each word of a known text is said.")
+    _demo_languages(samples, results, report)
+
+
+def _demo_languages(samples: Path, results: Path, report: Report) -> None:
+    """Which language is spoken, and translations, by one model that is told what to do."""
+    known = {
+        str(samples / entry["audio_filepath"]): entry
+        for line in (samples / "languages.jsonl").read_text(encoding="utf-8").splitlines()
+        if (entry := json.loads(line))
+    }
+    table = results / "languages.csv"
+    pipeline("speech/identify").run([samples / "languages"], table)
+    report.section("speech/identify").code(f"vertebra run speech/identify {samples / 'languages'} -o {table}")
+    with table.open(newline="", encoding="utf-8") as stream:
+        found = [(known[row["file"]]["lang"], row["language"]) for row in csv.DictReader(stream)]
+    languages = sorted({true for true, _ in found})
+    rows = [(true, *(sum(pair == (true, name) for pair in found) for name in languages)) for true in languages]
+    report.table(rows, ("spoken", *(f"said to be {name}" for name in languages)))
+
+    english = results / "english.jsonl"
+    pipeline("speech/transcribe", "speech_languages", task="st_eng").run([samples / "languages"], english)
+    report.section("speech/transcribe: into English").code(
+        f"vertebra run speech/transcribe {samples / 'languages'} -o {english} --model speech_languages --task st_eng"
+    )
+    lines = [json.loads(line) for line in english.read_text(encoding="utf-8").splitlines()]
+    foreign = [(e["lang"], e["text"], line["text"]) for line in lines if (e := known[line["file"]])["lang"] != "eng"]
+    report.table(foreign[:: max(len(foreign) // 8, 1)], ("spoken", "what is said", "what the model says in English"))
+
+
+def _with_damaged(source: Path, folder: Path) -> Path:
+    """Copy recordings, with a truncated one and a text called .wav among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        (folder / file.name).write_bytes(file.read_bytes())
+    whole = next(f for f in sorted(source.iterdir()) if f.suffix == ".flac")
+    (folder / "truncated.flac").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (folder / "notes.wav").write_text("This is no recording.\n", encoding="ascii")
+    return folder
+
+
+_DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {
+    "dna": demo_dna,
+    "speech": demo_speech,
+    "vision": demo_vision,
+}
 
 
 def _labels_and_scores(table: Path, positives: Path) -> tuple[np.ndarray, np.ndarray]:
