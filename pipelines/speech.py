@@ -213,7 +213,7 @@ class SpeechPipeline(Pipeline):
 @verb(
     "speech/transcribe",
     inputs="recordings (WAV, FLAC, OGG, MP3, SPHERE, ...) of any length, and folders of them",
-    outputs=".jsonl (words and times), .txt, .ctm, .srt, .vtt, .TextGrid; with several recordings a folder",
+    outputs=".jsonl (words and times), .txt, .ctm, .srt, .vtt, .TextGrid (of several recordings: in OUT.files)",
     model="speech_digits",
     tasks=("speech/ctc",),
 )

@@ -116,6 +116,19 @@ class Align(SpeechPipeline):
         finally:
             self.text = before
 
+    def input_files(self, inputs: list[Path], target: Path) -> list[Path]:
+        """List the recordings; refuse an output that would replace one of their texts."""
+        files = super().input_files(inputs, target)
+        if self.text is None and ".txt" in (target.suffix, *self.formats):
+            written = target.with_suffix(".txt").resolve()
+            for file in files:
+                if file.with_suffix(".txt").resolve() == written:
+                    raise ConfigError(
+                        f"{self.name}: {written.name} is the text of {file.name} and would be replaced; choose another "
+                        "output."
+                    )
+        return files
+
     def read(self, path: Path, bad: Bad) -> Iterator[Item]:
         """Yield the windows of a file, if its text can be aligned."""
         text = self.text

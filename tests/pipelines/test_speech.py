@@ -250,6 +250,16 @@ def test_known_words_are_found_in_time(voice, tmp_path):
     assert (tmp_path / "out.jsonl.1.a.png").stat().st_size > 10_000
 
 
+def test_the_text_of_a_recording_is_never_replaced(saved, voice, tmp_path, capsys):
+    sf.write(tmp_path / "a.wav", voice[0], RATE)
+    (tmp_path / "a.txt").write_text("a b\n")
+    for output, formats in (("a.txt", []), ("a.ctm", ["--formats", ".txt"])):
+        command = ["run", "speech/align", str(tmp_path / "a.wav"), "-o", str(tmp_path / output), "--model", saved]
+        assert main([*command, *formats]) == 2
+        assert "a.txt is the text of a.wav and would be replaced; choose another output" in capsys.readouterr().err
+    assert (tmp_path / "a.txt").read_text() == "a b\n"
+
+
 def test_texts_that_cannot_be_aligned_are_told(voice):
     samples, _ = voice
     align = pipeline("speech/align")
