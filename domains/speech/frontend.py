@@ -22,6 +22,9 @@ Subsampling = Literal[1, 2, 4, 6, 8]
 
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 FLOOR = 1e-10  # below which a power counts as nothing, before the logarithm
+PIECE_FLOATS = 1 << 20  # what the first convolution gives a CPU at a time: 4 MiB, so that it stays in the cache
+SHORTEST_PIECE = 32  # positions
+WIDE = 64  # channels from which convolutions are faster with the channels last
 LAYERS: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((3, 1), (3, 1)),
     2: ((3, 2), (3, 1)),
@@ -152,22 +155,44 @@ class ConvSubsampling(nn.Module):
             raise ConfigError(f"ConvSubsampling: factor must be 1, 2, 4, 6 or 8, got {factor}.")
         channels = channels or dim
         self.layers, self.grid, self.padding = LAYERS[factor], grid, padding
-        self.factor = factor
+        self.factor, self.channels = factor, channels
         self.bands = self._out(n_mels)  # channels that are left
         if self.bands < 1:
             raise ConfigError(f"ConvSubsampling: n_mels={n_mels} is too few for a factor of {factor}.")
         convs: list[nn.Module] = []
         for number, (kernel, stride) in enumerate(self.layers):
-            convs += [nn.Conv2d(channels if number else 1, channels, kernel, stride), nn.ReLU()]
+            convs += [nn.Conv2d(channels if number else 1, channels, kernel, stride), nn.ReLU(inplace=True)]
         self.conv = nn.Sequential(*convs)
         self.out = nn.Linear(channels if grid else channels * self.bands, dim)
 
     def forward(self, features: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Map features (B, T, M) to (B, T', D), or (B, T', M', D) as a grid, and the numbers of positions (B,)."""
-        x = self.conv(features[:, None])  # (B, C, T', M')
-        counts = self.output_count(counts, features.shape[1])
-        x = x.permute(0, 2, 3, 1) if self.grid else x.transpose(1, 2).flatten(2)
-        return self.out(x), counts
+        positions = self._out(features.shape[1])
+        size = positions
+        if not torch.is_grad_enabled() and features.device.type == "cpu" and not torch.compiler.is_compiling():
+            widest = len(features) * self.channels * features.shape[2] * self.factor // self.layers[0][1] ** 2
+            size = max(SHORTEST_PIECE, PIECE_FLOATS // max(widest, 1))
+        if size >= positions:
+            y = self._convolve(features)
+        else:
+            size = -(-positions // -(-positions // size))  # evenly
+            parts = [
+                features[:, at * self.factor : (min(at + size, positions) - 1) * self.factor + self.look_ahead + 1]
+                for at in range(0, positions, size)
+            ]
+            y = torch.cat([self._convolve(part) for part in parts], dim=1)
+        return y, self.output_count(counts, features.shape[1])
+
+    def _convolve(self, features: Tensor) -> Tensor:
+        first = self.conv[0]
+        assert isinstance(first, nn.Conv2d)
+        weight = first.weight
+        if self.channels >= WIDE:  # whose outputs, and those of all that follow, then lie channels last
+            weight = weight.to(memory_format=torch.channels_last)
+        x = F.conv2d(features[:, None], weight, first.bias, first.stride)
+        for number in range(1, len(self.conv)):
+            x = self.conv[number](x)  # (B, C, T', M')
+        return self.out(x.permute(0, 2, 3, 1) if self.grid else x.transpose(1, 2).flatten(2))
 
     def output_count(self, counts: Tensor, longest: int = 0) -> Tensor:
         """Return how many positions come of so many frames; ``longest`` is the number of frames with padding."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vertebra.domains.speech import frontend
 from vertebra.domains.speech.frontend import LAYERS, ConvSubsampling, LogMel, Normalise, mel_bands
 from vertebra.errors import ConfigError
 
@@ -85,3 +86,16 @@ def test_thirty_seconds_make_374_positions_of_owsm():
     assert layer.output_count(torch.tensor([3001])).tolist() == [374]
     assert layer.bands == 9
     assert ConvSubsampling(128, 4, 8, channels=2).bands == 15
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 6, 8])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_subsampling_in_pieces_gives_the_positions_of_one_pass(monkeypatch, factor, channels):
+    layer = frontend.ConvSubsampling(40, 16, factor, channels=channels)
+    features, counts = torch.randn(2, 301, 40), torch.tensor([301, 200])
+    whole, _ = layer(features, counts)
+    monkeypatch.setattr(frontend, "PIECE_FLOATS", 0)
+    monkeypatch.setattr(frontend, "SHORTEST_PIECE", 7)
+    with torch.no_grad():
+        pieces, _ = layer(features, counts)
+    assert torch.allclose(whole, pieces, atol=1e-6)
