@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vertebra.domains.speech.model import SpeechCTC
     from vertebra.domains.speech.recognition import RecordingDecoder
     from vertebra.domains.speech.streaming import StreamingRecogniser
-    from vertebra.domains.speech.transcript import Transcript
+    from vertebra.domains.speech.transcript import Transcript, Word
     from vertebra.domains.speech.windows import Window
 
 Decoding = Literal["greedy", "beam"]
@@ -37,8 +37,6 @@ Blocks = Callable[[], "Iterator[NDArray[np.float32]]"]
 
 TASKS = ("speech/ctc",)
 BLOCK_SECONDS = 30.0
-DRAWN_SECONDS = 120.0
-"""Longest recording of which a figure is drawn."""
 
 
 class SpeechPipeline(Pipeline):
@@ -209,6 +207,37 @@ class SpeechPipeline(Pipeline):
             parts.append(torch.cat([row[:extra], part]) if window.start == 0 and extra else part.clone())
         return parts
 
+    # ---------------------------------------------------------------- transcripts
+
+    def duration(self, window: Window) -> float:
+        """Seconds of a recording, of its last window."""
+        return (window.start + len(window.wave)) / self.spec.sample_rate
+
+    def transcribed(self, item: Item, words: list[Word], duration: float, language: str) -> TranscriptPrediction:
+        """Make the prediction of a recording from its words; ``item`` is its last window."""
+        from vertebra.domains.speech.transcript import Transcript, cut_segments
+
+        transcript = Transcript(
+            item.file or item.record, duration, cut_segments(words, language=language, task=self.task)
+        )
+        window = None if callable(item.data) else item.data
+        return TranscriptPrediction(
+            transcript.text,
+            {"confidence": float(np.mean([w.confidence for w in words])) if words else 0.0},
+            item.record,
+            {"duration": round(duration, 3), **({"language": language} if language else {})},
+            transcript=transcript,
+            wave=window.wave if window is not None and window.start == 0 else None,
+            sample_rate=self.spec.sample_rate,
+        )
+
+    def check_formats(self, formats: Iterable[str]) -> tuple[str, ...]:
+        """Return the endings of further transcripts; refuse unknown ones."""
+        for ending in formats:
+            if ending not in FORMATS:
+                raise ConfigError(f"{self.name}: formats must be among {', '.join(FORMATS)}, got {ending!r}.")
+        return tuple(formats)
+
 
 @verb(
     "speech/transcribe",
@@ -289,12 +318,9 @@ class Transcribe(SpeechPipeline):
             raise ConfigError(
                 f"{self.name}: decode must be greedy or beam, and beam at least 1, got {decode} and {beam}."
             )
-        for ending in formats:
-            if ending not in FORMATS:
-                raise ConfigError(f"{self.name}: formats must be among {', '.join(FORMATS)}, got {ending!r}.")
         if stream < 0 or (stream and (helped or decode == "beam")):
             raise ConfigError(f"{self.name}: stream={stream} must be at least 0, and goes with greedy decoding alone.")
-        self.formats, self.beam, self.stream = tuple(formats), beam, stream
+        self.formats, self.beam, self.stream = self.check_formats(formats), beam, stream
         if stream:
             self._stream()  # so that a model that cannot says so before any file is read
         self.decode_with: Decoding = decode or ("beam" if helped else "greedy")
@@ -307,9 +333,7 @@ class Transcribe(SpeechPipeline):
         """Add the options of decoding."""
         super().add_arguments(parser)
         group = parser.add_argument_group("decoding")
-        group.add_argument(
-            "--formats", nargs="+", default=(), metavar="ENDING", help="further formats to write, as in .srt .TextGrid"
-        )
+        add_formats(group)
         group.add_argument(
             "--stream", type=int, default=0, metavar="MS", help="read as from a microphone, in chunks of so many ms"
         )
@@ -349,7 +373,7 @@ class Transcribe(SpeechPipeline):
                 recogniser.feed(block[start : start + chunk])
         recogniser.finish()
         duration = samples / self.spec.sample_rate
-        found = self._prediction(item, recogniser.words(duration), recogniser.ids, duration, None)
+        found = self.transcribed(item, recogniser.words(duration), duration, self._language_said(recogniser.ids))
         found.details |= {"delay": round(recogniser.delay, 3), "state_bytes": recogniser.state_bytes}
         return found
 
@@ -370,34 +394,13 @@ class Transcribe(SpeechPipeline):
         self._decoder.add(part.value, part.details["levels"])
         if not window.last:
             return None
-        words, ids = self._decoder.finish(), self._decoder.ids
-        duration = (window.start + len(window.wave)) / self.spec.sample_rate
-        wave = window.wave if window.start == 0 and duration <= DRAWN_SECONDS else None
-        return self._prediction(item, words, ids, duration, wave)
+        words = self._decoder.finish()
+        return self.transcribed(item, words, self.duration(window), self._language_said(self._decoder.ids))
 
-    def _prediction(
-        self, item: Item, words: list[Any], ids: list[int], duration: float, wave: NDArray[np.float32] | None
-    ) -> TranscriptPrediction:
-        from vertebra.domains.speech.transcript import Transcript, cut_segments
-
+    def _language_said(self, ids: list[int]) -> str:
         known = {f"<{name}>": name for name in self.spec.languages}
         said = (known[token] for i in ids if (token := self.spec.tokens[i]) in known)
-        language = self.language or next(said, "")
-        segments = cut_segments(words, language=language, task=self.task)
-        transcript = Transcript(item.file or item.record, duration, segments)
-        confidence = float(np.mean([w.confidence for w in words])) if words else 0.0
-        details: dict[str, Any] = {"duration": round(duration, 3)}
-        if language:
-            details["language"] = language
-        return TranscriptPrediction(
-            transcript.text,
-            {"confidence": confidence},
-            item.record,
-            details,
-            transcript=transcript,
-            wave=wave,
-            sample_rate=self.spec.sample_rate,
-        )
+        return self.language or next(said, "")
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the transcripts."""
@@ -473,6 +476,13 @@ class Transcribe(SpeechPipeline):
             return Hotwords(ids, bonus, space=space)
         starts = [i for i, token in enumerate(self.spec.tokens) if token.startswith("\u2581")]
         return Hotwords(ids, bonus, starts=starts)
+
+
+def add_formats(group: argparse._ArgumentGroup) -> None:
+    """Add the option of further transcripts."""
+    group.add_argument(
+        "--formats", nargs="+", default=(), metavar="ENDING", help="further formats to write, as in .srt .TextGrid"
+    )
 
 
 @dataclass(eq=False, repr=False)

@@ -15,7 +15,7 @@ from vertebra.pipelines.base import Bad, Item, Writer
 from vertebra.pipelines.catalog import verb
 from vertebra.pipelines.files import BadRecord, Outputs
 from vertebra.pipelines.prediction import Prediction
-from vertebra.pipelines.speech import DRAWN_SECONDS, SpeechPipeline, TranscriptPrediction
+from vertebra.pipelines.speech import SpeechPipeline, TranscriptPrediction, add_formats
 from vertebra.pipelines.transcripts import FORMATS, TranscriptWriter
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Align(SpeechPipeline):
         channel: Channel of the files, from 0; None for the mean of all.
         text: What is said, for all recordings; None to read it from the file of the same name that ends in .txt.
         formats: Further formats to write beside the output, by their endings.
-        figures: Recordings, from the first, whose words are drawn over the spectrogram; those of up to 2 minutes.
+        figures: Recordings, from the first, whose words are drawn over the spectrogram; those of one window.
     """
 
     endings = tuple(FORMATS)
@@ -80,10 +80,7 @@ class Align(SpeechPipeline):
             context=context,
             channel=channel,
         )
-        for ending in formats:
-            if ending not in FORMATS:
-                raise ConfigError(f"{self.name}: formats must be among {', '.join(FORMATS)}, got {ending!r}.")
-        self.text, self.formats, self.figures = text, tuple(formats), figures
+        self.text, self.formats, self.figures = text, self.check_formats(formats), figures
         self._texts: dict[str, str] = {}
         self._parts: list[Tensor] = []
         self._levels_heard: list[NDArray[np.float32]] = []
@@ -95,9 +92,7 @@ class Align(SpeechPipeline):
         super().add_arguments(parser)
         group = parser.add_argument_group("alignment")
         group.add_argument("--text", help="what is said in all recordings (default: a .txt of the same name)")
-        group.add_argument(
-            "--formats", nargs="+", default=(), metavar="ENDING", help="further formats to write, as in .srt .TextGrid"
-        )
+        add_formats(group)
         group.add_argument(
             "--figures", type=int, default=FIGURES, metavar="N", help=f"recordings to draw (default: {FIGURES})"
         )
@@ -167,6 +162,9 @@ class Align(SpeechPipeline):
         """Collect the windows of a recording; its words once the last one is in."""
         import torch
 
+        from vertebra.domains.speech.loudness import grow
+        from vertebra.domains.speech.recognition import position_offset, timed_words
+
         window: Window = item.data
         if item.first:
             self._parts, self._levels_heard, self._bad = [], [], False
@@ -179,28 +177,11 @@ class Align(SpeechPipeline):
             return None
         log_probs, self._parts = torch.cat(self._parts), []
         text = self._texts.pop(item.file or item.record)
-        duration = (window.start + len(window.wave)) / self.spec.sample_rate
-        wave = window.wave if window.start == 0 and duration <= DRAWN_SECONDS else None
-        return self._aligned(item, log_probs[self.recogniser.prefix_length :], text, duration, wave)
-
-    def _aligned(self, item: Item, log_probs: Tensor, text: str, duration: float, wave: Any) -> Prediction:
-        from vertebra.domains.speech.loudness import grow
-        from vertebra.domains.speech.recognition import position_offset, timed_words
-        from vertebra.domains.speech.transcript import Transcript, cut_segments
-
         step, offset = self.recogniser.seconds_per_position, position_offset(self.recogniser)
-        words = timed_words(log_probs, self.tokenizer.encode(text), self.tokenizer, step, offset)
-        words = grow(words, np.concatenate(self._levels_heard))
-        transcript = Transcript(item.file or item.record, duration, cut_segments(words, language=self.language))
-        confidence = float(np.mean([w.confidence for w in words]))
-        return TranscriptPrediction(
-            transcript.text,
-            {"confidence": confidence},
-            item.record,
-            {"duration": round(duration, 3)},
-            transcript=transcript,
-            wave=wave,
-            sample_rate=self.spec.sample_rate,
+        ids = self.tokenizer.encode(text)
+        words = timed_words(log_probs[self.recogniser.prefix_length :], ids, self.tokenizer, step, offset)
+        return self.transcribed(
+            item, grow(words, np.concatenate(self._levels_heard)), self.duration(window), self.language
         )
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
