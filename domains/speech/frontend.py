@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from vertebra.errors import ConfigError
 
 Padding = Literal["masked", "espnet"]
-Normalisation = Literal["global", "utterance"]
+Normalisation = Literal["global", "utterance", "level"]
 Subsampling = Literal[1, 2, 4, 6, 8]
 
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 FLOOR = 1e-10  # below which a power counts as nothing, before the logarithm
+QUIET = -12.0  # logarithm of a power: a recording whose loudest band lies below is not made louder
 PIECE_FLOATS = 1 << 20  # what the first convolution gives a CPU at a time: 4 MiB, so that it stays in the cache
 SHORTEST_PIECE = 32  # positions
 WIDE = 64  # channels from which convolutions are faster with the channels last
@@ -108,7 +109,8 @@ class Normalise(nn.Module):
         std: (M,); empty for 1.
         n_mels: M.
         kind: ``utterance`` takes the mean of each recording away first, as cepstral mean normalisation does: whatever a
-            microphone or a room multiplies is gone. ``mean`` is then not used.
+            microphone or a room multiplies is gone. ``mean`` is then not used. ``level`` makes the loudest band of all
+            recordings equally loud and leaves the spectrum's shape; silence stays far below.
     """
 
     mean: Tensor
@@ -127,6 +129,9 @@ class Normalise(nn.Module):
         real = (torch.arange(features.shape[1], device=features.device) < counts[:, None])[..., None]
         if self.kind == "utterance":
             mean = (features * real).sum(1, keepdim=True) / counts.clamp(min=1)[:, None, None]  # (B, 1, M)
+        elif self.kind == "level":
+            loudest = features.masked_fill(~real, -math.inf).amax((1, 2), keepdim=True)  # (B, 1, 1)
+            mean = self.mean - self.mean.max() + loudest.clamp(min=QUIET)
         else:
             mean = self.mean
         return (features - mean) * real / self.std

@@ -82,7 +82,7 @@ class SpeechCTC(DomainModel):
             has tokens.
         channels: Channels of the subsampling convolutions; 0 for as many as the backbone is wide.
         grid: Whether the backbone reads time x frequency; ``auto`` for the Axial Transformer alone.
-        feature_norm: ``utterance`` also takes the mean of each recording away; it cannot stream.
+        feature_norm: ``utterance`` takes the mean of each recording away, ``level`` its loudness; neither can stream.
         intermediate: Layers of the backbone, counted from 1, whose output the head reads too; what it says is fed back
             (self-conditioning).
         transcript_layers: Those of them that are trained to say the transcript whatever the task.

@@ -43,7 +43,7 @@ class StreamingRecogniser:
     ) -> None:
         reasons = {
             "its backbone is not causal": not model.backbone.config.causal,
-            "feature_norm=utterance needs the whole recording": model.normalise.kind == "utterance",
+            f"feature_norm={model.normalise.kind} needs the whole recording": model.normalise.kind != "global",
             "its backbone reads time x frequency": model.grid,
             "it reads a prompt": model.prompt_encoder is not None,
             "padding=espnet mirrors the end of the recording": model.padding == "espnet",

@@ -44,7 +44,7 @@ class SpeechRecognitionTask(MetricTask):
         subsampling: Frames of 10 ms to one position: 1, 2, 4, 6 or 8.
         channels: Channels of the subsampling convolutions; 0 for as many as the backbone is wide.
         grid: Whether the backbone reads time x frequency.
-        feature_norm: ``global``, or ``utterance`` to take the mean of each recording away.
+        feature_norm: ``global``; ``utterance`` takes the mean of each recording away, ``level`` its loudness.
         intermediate: Layers, counted from 1, that have a loss of their own and feed back what they say.
         transcript_layers: Those that are trained on the transcript whatever the task.
         intermediate_weight: Share of their losses.
@@ -71,7 +71,7 @@ class SpeechRecognitionTask(MetricTask):
         subsampling: int = 4,
         channels: int = 0,
         grid: bool | Literal["auto"] = "auto",
-        feature_norm: Literal["global", "utterance"] = "global",
+        feature_norm: Literal["global", "utterance", "level"] = "global",
         intermediate: list[int] | None = None,
         transcript_layers: list[int] | None = None,
         intermediate_weight: float = 0.5,

@@ -55,6 +55,19 @@ def test_normalisation_leaves_padding_at_0():
     torch.testing.assert_close(z[1, :5].mean(0), torch.zeros(3), atol=1e-5, rtol=0)
 
 
+def test_level_normalisation_takes_loudness_away_but_leaves_silence_silent():
+    features, counts = torch.randn(2, 7, 3) - 4, torch.tensor([7, 5])
+    norm = Normalise((-4.0, -5.0, -6.0), (2.0, 1.0, 1.0), 3, "level")
+    y = norm(features, counts)
+    louder = norm(features + torch.tensor([3.0, -2.0])[:, None, None], counts)
+    torch.testing.assert_close(louder, y)
+    assert not y[1, 5:].any()
+    shape = features[0] - features[0].max() - torch.tensor([0.0, -1.0, -2.0])
+    torch.testing.assert_close(y[0], shape / torch.tensor([2.0, 1.0, 1.0]))
+    silent = norm(torch.full((1, 7, 3), -23.0), torch.tensor([7]))
+    assert bool((silent[..., 0] == (-23 + 12) / 2).all())
+
+
 @pytest.mark.parametrize("factor", LAYERS)
 @pytest.mark.parametrize("grid", [False, True])
 def test_subsampling_counts_what_comes_out(factor, grid):
