@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from torch import Tensor
 
-from vertebra.backbones.random import item_uniform
+from vertebra.backbones.random import draw_uniform, item_uniform
 from vertebra.errors import ConfigError, DataError
 
 Wave = NDArray[np.float32]
@@ -196,7 +196,7 @@ class _Draws:
 
     def __call__(self, salt: int) -> float:
         """A number from 0 to below 1."""
-        return float(item_uniform(*self.key, salt))
+        return draw_uniform(*self.key, salt)
 
     def between(self, salt: int, pair: tuple[float, float]) -> float:
         """A number within a range."""

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +16,21 @@ from numpy.typing import NDArray
 
 from vertebra.backbones.random import item_uniform
 from vertebra.domains.base import BaseData, Items, Split
-from vertebra.domains.buckets import BucketSampler
+from vertebra.domains.buckets import (
+    BucketSampler,
+    TryStep,
+    estimate_bins,
+    estimate_bins_2d,
+    largest_batches,
+    padding_of,
+)
 from vertebra.domains.spec import DataSpec
-from vertebra.domains.speech.audio import AudioError, audio_info, read_audio
+from vertebra.domains.speech.audio import AudioError, audio_info
 from vertebra.domains.speech.augment import Augment, WaveAugment
 from vertebra.domains.speech.frontend import LogMel
-from vertebra.domains.speech.items import Concatenate, Ints, Recordings, SpeechItems, target_text
+from vertebra.domains.speech.items import Concatenate, Ints, Recordings, SpeechItems, damaged, target_text
 from vertebra.domains.speech.sources import read_source, read_unlabelled
-from vertebra.domains.speech.sources_base import BadLine
+from vertebra.domains.speech.sources_base import BadLine, read_bytes
 from vertebra.domains.speech.spec import NO_LANGUAGE, NO_PROMPT, Normalisation, SpeechSpec, Vocabulary
 from vertebra.domains.speech.text import normalise
 from vertebra.domains.speech.utterance import Utterance
@@ -39,9 +46,6 @@ from vertebra.tokenizers.text import (
 
 log = logging.getLogger("vertebra")
 
-
-SILENCE = 10 ** (-70 / 20)
-"""Largest amplitude of a recording that counts as silence: 70 dB below full scale."""
 _MEASURED = 400  # training recordings that give mean and std
 _SPLIT, _MEASURE = 301, 302  # salts of the draws
 
@@ -64,14 +68,14 @@ class SpeechData(BaseData):
         piece_model: A SentencePiece model to take instead.
         normalisation: ``raw``, ``basic`` or ``english``, see ``text.normalise``.
         prefix: Whether a prefix says language and task; ``auto`` where there are several languages or a translation.
-        val_fraction: Share of the training utterances for validation, where the source has none.
-        test_fraction: Share for testing, where the source has none.
+        val_fraction: Share of the training utterances for validation, where the source has none; one at least.
+        test_fraction: Share for testing, taken before, likewise.
         val_speakers: Speakers who are used for validation alone.
         test_speakers: Speakers who are used for testing alone; the source's own splits are then not used.
         concatenate: Make rows of recordings.
         augment: What training does to waves at random.
         no_language: Share of training items whose prefix hides the language; evaluation always hides it.
-        no_prompt: Share of training items whose prompt is left away.
+        no_prompt: Share of training items whose prompt is left away. What the vocabulary lacks of a prompt is not read.
         bad: Whether a damaged or silent recording is an error when it is reached, or all are tried first and it is left
             out and reported.
         min_seconds: Shorter recordings are left out and reported.
@@ -79,7 +83,9 @@ class SpeechData(BaseData):
         buckets: Length buckets of the batches.
         target_buckets: Buckets by number of tokens in each of them; 1 for none.
         batch_size: Recordings in a batch.
-        batch_seconds: Seconds in a batch, padding included.
+        batch_seconds: Seconds in a batch, padding included, and also what augmentation adds at most.
+        batch_memory: GiB that a training step may take: the largest batch of every length bucket that fits is searched
+            before training, and the two limits above hold in evaluation alone. None for no search.
         quadratic_seconds: Length at which a recording counts twice, for attention's sake; None for never.
         num_workers: Worker processes.
         pin_memory: Whether to copy batches into page-locked memory.
@@ -116,6 +122,7 @@ class SpeechData(BaseData):
         target_buckets: int = 1,
         batch_size: int = 64,
         batch_seconds: float | None = 120.0,
+        batch_memory: float | None = None,
         quadratic_seconds: float | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
@@ -131,6 +138,8 @@ class SpeechData(BaseData):
             )
         if not 0 <= min_seconds < max_seconds:
             raise ConfigError(f"SpeechData: min_seconds ({min_seconds}) must be below max_seconds ({max_seconds}).")
+        if batch_memory is not None and not batch_memory > 0:
+            raise ConfigError(f"SpeechData: batch_memory must be above 0 GiB, got {batch_memory}.")
         if piece_model is not None and vocabulary != "sentencepiece":
             raise ConfigError(f"SpeechData: piece_model needs vocabulary=sentencepiece, got {vocabulary}.")
         self.roots = [] if root is None else [root] if isinstance(root, str) else list(root)
@@ -146,8 +155,14 @@ class SpeechData(BaseData):
         self.bad, self.min_seconds, self.max_seconds = bad, min_seconds, max_seconds
         self.buckets, self.target_buckets = buckets, target_buckets
         self.batch_seconds, self.quadratic_seconds = batch_seconds, quadratic_seconds
+        self.batch_memory = batch_memory
+        self._found: dict[str, Any] = {}
         self.rejected: list[BadLine] = []
         """Recordings that were left out, and why; after ``setup``."""
+        self._noted: set[BadLine] = set()
+        self._reported = 0
+        self._sources: dict[str, list[Utterance]] | None = None
+        self._durations: dict[Path, float] = {}
 
     def hint(self, split: Split) -> str:
         """What to do when a split is missing."""
@@ -160,10 +175,12 @@ class SpeechData(BaseData):
     def load(self, splits: set[Split], spec: DataSpec | None) -> tuple[DataSpec, Mapping[str, Items]]:
         """List the recordings, split them, and learn vocabulary and statistics from the training split."""
         known = spec if isinstance(spec, SpeechSpec) else None
-        self.rejected = []
         tables: dict[str, list[Utterance]] = {}
-        if splits - {"predict"}:
-            tables |= self._tables()
+        if splits - {"predict"} or known is None:
+            if self._sources is None:
+                self._sources = self._tables()
+            wanted = splits if known is not None else splits | {"train"}
+            tables = {name: table for name, table in self._sources.items() if name in wanted}
         if "predict" in splits and self.predict:
             tables["predict"] = read_unlabelled(self.predict)
         durations: dict[str, NDArray[np.float64]] = {}
@@ -171,6 +188,7 @@ class SpeechData(BaseData):
             tables[name], durations[name] = self._readable(table, transcribed=name != "predict")
         if known is None:
             if not tables.get("train"):
+                self._report()
                 raise DataError(f"SpeechData: no train data to learn the vocabulary from; {self.hint('train')}")
             known = self._make_spec(tables["train"])
         tokenizer = make_tokenizer(known.vocabulary, known.tokens, known.pieces)
@@ -186,6 +204,17 @@ class SpeechData(BaseData):
         """Batches by length, and by number of tokens where ``target_buckets`` asks for it."""
         assert isinstance(items, SpeechItems)
         rate = self.spec_rate
+        if split == "train" and self.batch_memory is not None and self._found:
+            return BucketSampler(
+                items.lengths,
+                targets=items.target_lengths,
+                edges=[(length, target) for length, target in self._found["edges"]],
+                batch_sizes=self._found["sizes"],
+                shuffle=shuffle,
+                seed=self.seed,
+                rank=rank,
+                world_size=world_size,
+            )
         return BucketSampler(
             items.lengths,
             targets=items.target_lengths if self.target_buckets > 1 else None,
@@ -199,6 +228,58 @@ class SpeechData(BaseData):
             rank=rank,
             world_size=world_size,
         )
+
+    def find_batches(self, try_step: TryStep, agree: Callable[[list[int]], list[int]]) -> None:
+        """Search the largest training batch of every bucket, unless a checkpoint says what was found.
+
+        Args:
+            try_step: Whether a step on (items, samples, tokens) fits into ``batch_memory``.
+            agree: Takes the sizes that this process found, and returns those that all can take.
+
+        Raises:
+            ConfigError: Not even one recording fits.
+        """
+        items = self.items("train")
+        assert isinstance(items, SpeechItems)
+        assert self.batch_memory is not None
+        edges = [list(edge) for edge in self._edges(items)]
+        if self._found.get("memory") == self.batch_memory and self._found["edges"] == edges:
+            return
+        longest = 0.0
+
+        def watched(count: int, length: float, target: float) -> bool:
+            nonlocal longest
+            longest = length
+            return try_step(count, length, target)
+
+        try:
+            sizes = largest_batches(watched, [(length, target) for length, target in edges], limit=len(items))
+        except ConfigError:
+            raise ConfigError(
+                f"SpeechData: batch_memory must hold a step on one recording of {longest / self.spec_rate:.3g} s, "
+                f"{self.batch_memory:g} GiB do not; raise it, lower max_seconds, or choose a smaller backbone."
+            ) from None
+        self._found = {"memory": self.batch_memory, "edges": edges, "sizes": agree(sizes)}
+        rows = [f"{e[0] / self.spec_rate:>10.2f} {n:>11}" for e, n in zip(edges, self._found["sizes"], strict=True)]
+        log.info("batches for %g GiB:\n%s", self.batch_memory, "\n".join([" seconds to  recordings", *rows]))
+
+    def _edges(self, items: SpeechItems) -> list[tuple[float, float]]:
+        """Most samples and tokens of each bucket; every item has one that holds it."""
+        lengths, targets = items.lengths, items.target_lengths
+        if self.target_buckets > 1:
+            edges = estimate_bins_2d(lengths, targets, self.buckets, self.target_buckets)
+            return [*edges[:-1], (edges[-1][0], float(targets.max()))]
+        bounds = estimate_bins(lengths, self.buckets)
+        bucket = np.searchsorted(bounds, lengths)
+        return [(bound, float(targets[bucket == i].max())) for i, bound in enumerate(bounds)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sizes of batches that were searched."""
+        return dict(self._found)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the sizes of a checkpoint."""
+        self._found = dict(state)
 
     @property
     def spec_rate(self) -> int:
@@ -228,16 +309,18 @@ class SpeechData(BaseData):
             if source is not None:
                 tables[name] = self._read_source(source)
         for name, share in (("test", self.test_fraction), ("val", self.val_fraction)):
-            if not tables[name] and share:
+            if not tables[name] and share and len(tables["train"]) > 1:
                 draws = item_uniform(self.seed, 0, np.arange(len(tables["train"])), _SPLIT)
-                chosen = set(np.argsort(draws, kind="stable")[: round(share * len(draws))].tolist())
+                count = max(1, round(share * len(draws)))
+                chosen = set(np.argsort(draws, kind="stable")[:count].tolist())
                 tables[name] = [u for i, u in enumerate(tables["train"]) if i in chosen]
                 tables["train"] = [u for i, u in enumerate(tables["train"]) if i not in chosen]
         return {name: table for name, table in tables.items() if table}
 
     def _read_source(self, path: str) -> list[Utterance]:
-        source = read_source(path, self.layout)
-        self.rejected += source.bad
+        source = read_source(path, self.layout, measure=False)  # ``_readable`` does
+        for bad in source.bad:
+            self._note(bad)
         return source.utterances
 
     def _readable(
@@ -247,29 +330,38 @@ class SpeechData(BaseData):
         kept, seconds = [], []
         for u in utterances:
             try:
-                length = u.duration if u.duration is not None else audio_info(u.path).duration - u.start
+                length = self._length(u)
                 if transcribed and not target_text(u).strip():
                     self._reject(u, "the transcript is empty", "add one, or take the recording out")
                 elif transcribed and not self.min_seconds <= length <= self.max_seconds:
                     limits = f"from {self.min_seconds:g} to {self.max_seconds:g} seconds"
                     self._reject(u, f"its length must be {limits}, got {length:.3g}", "cut it, or move the limits")
-                elif self.bad == "skip" and _is_silent(u, self.sample_rate):
-                    self._reject(u, "there is nothing but silence", "take the recording out")
                 else:
+                    if self.bad == "skip":
+                        Recordings([u], self.sample_rate, spoken=transcribed).wave(0)
                     kept.append(u)
                     seconds.append(length)
             except AudioError as e:
                 if self.bad == "error":
-                    raise DataError(f"{e} To leave such recordings out, set data.bad=skip.") from None
+                    raise damaged(e) from None
                 self._reject(u, e.rule, e.advice)
         return kept, np.array(seconds, dtype=np.float64)
+
+    def _length(self, u: Utterance) -> float:
+        """Seconds of an utterance; of a whole file, from its header."""
+        if u.duration is not None:
+            return u.duration
+        if u.path not in self._durations:
+            self._durations[u.path] = audio_info(u.path).duration
+        return self._durations[u.path] - u.start
 
     def _learnable(self, table: list[Utterance], spec: SpeechSpec, tokenizer: TextTokenizer, split: str) -> Ints:
         """Rows whose text the vocabulary can write; in validation and test what it cannot is counted as an error."""
         kept = []
         for row, u in enumerate(table):
             text = normalise(target_text(u), spec.normalisation)
-            unknown = tokenizer.unknown(text)
+            spoken = normalise(u.text or "", spec.normalisation)
+            unknown = tokenizer.unknown(text) or tokenizer.unknown(spoken)
             if not text:
                 self._reject(u, f"nothing is left of the transcript {target_text(u)!r}", "use normalisation=raw")
             elif spec.languages and (u.language not in spec.languages or u.task not in spec.tasks):
@@ -292,9 +384,14 @@ class SpeechData(BaseData):
             return
         fastest = self.augment.fastest if self.augment is not None else 1.0
         samples = np.floor(items.durations * self.spec_rate / fastest).astype(np.int64)
-        good = np.asarray(fits(samples, [items.encode(t) for t in items.texts]))
+        between = [-1] if self.concatenate is not None else []  # a space, or a blank between two that are the same
+        texts = [items.texts]
+        if items.translates:
+            texts.append([items.transcript([row]) for row in range(len(items))])
+        ids = [[items.encode(t) + between for t in column] for column in texts]
+        good = np.all([fits(samples, column) for column in ids], axis=0)
         for row in np.flatnonzero(~good).tolist():
-            tokens, seconds = len(items.encode(items.texts[row])), items.durations[row]
+            tokens, seconds = max(len(column[row]) - len(between) for column in ids), items.durations[row]
             self._reject(
                 items.recordings.utterances[row],
                 f"its {seconds:.3g} seconds have too few positions for {tokens} tokens",
@@ -304,10 +401,15 @@ class SpeechData(BaseData):
             if not good.any():
                 raise DataError(f"SpeechData: no target fits its recording; {self.rejected[-1].advice}.")
             self._splits["train"] = items.take(np.flatnonzero(good))
-            self._report()
+        self._report()
 
     def _reject(self, u: Utterance, rule: str, advice: str) -> None:
-        self.rejected.append(BadLine(file=str(u.path), line=u.line, rule=rule, advice=advice))
+        self._note(BadLine(file=str(u.path), line=u.line, rule=rule, advice=advice))
+
+    def _note(self, bad: BadLine) -> None:
+        if bad not in self._noted:  # a split may be read again, for another stage
+            self._noted.add(bad)
+            self.rejected.append(bad)
 
     def _report(self) -> None:
         fresh = self.rejected[self._reported :]
@@ -316,8 +418,6 @@ class SpeechData(BaseData):
             reasons = Counter(b.rule.partition(" (")[0] for b in fresh)
             told = "; ".join(f"{n} because {r}" for r, n in reasons.most_common(3))
             log.warning("%d recordings are left out: %s; the first is %s", len(fresh), told, fresh[0].file)
-
-    _reported = 0
 
     # ------------------------------------------------------------ the spec, and items
 
@@ -339,11 +439,13 @@ class SpeechData(BaseData):
         pieces = b""
         if self.vocabulary == "sentencepiece":
             if self.piece_model is not None:
-                pieces = Path(self.piece_model).read_bytes()
-                tokens = list(piece_tokens(pieces, specials))
+                pieces = read_bytes(Path(self.piece_model))
+                tokens = piece_tokens(pieces, specials)
             else:
                 tokens, pieces = learn_pieces(texts, self.vocabulary_size, specials, seed=self.seed)
         else:
+            if self.concatenate is not None and self.vocabulary == "characters":
+                texts.append(" ")  # isolated words have none, rows of them do
             learn = learn_characters if self.vocabulary == "characters" else learn_words
             tokens = learn(texts, specials)
         spec = SpeechSpec(
@@ -366,7 +468,10 @@ class SpeechData(BaseData):
         recordings, logmel = Recordings(chosen, spec.sample_rate), LogMel(spec.sample_rate, spec.n_mels)
         frames = []
         for row in range(len(chosen)):
-            wave = torch.from_numpy(recordings.wave(row))
+            try:
+                wave = torch.from_numpy(recordings.wave(row))
+            except AudioError as e:
+                raise damaged(e) from None
             if len(wave) > logmel.n_fft:
                 frames.append(logmel(wave[None], torch.tensor([len(wave)]))[0][0])
         if not frames:
@@ -386,9 +491,13 @@ class SpeechData(BaseData):
         rows = None
         if rules is not None and name != "predict":
             rows = rules.items if train or rules.eval_items is None else rules.eval_items
+            if spec.vocabulary == "characters" and " " not in spec.tokens and rows[1] > 1:
+                raise ConfigError(
+                    "SpeechData: concatenate needs a space among the model's characters, got none; train a new model."
+                )
         augment = WaveAugment(self.augment, spec.sample_rate, self.seed) if train and self.augment is not None else None
         return SpeechItems(
-            Recordings(utterances, spec.sample_rate),
+            Recordings(utterances, spec.sample_rate, spoken=name != "predict"),
             spec,
             tokenizer,
             durations,
@@ -401,10 +510,16 @@ class SpeechData(BaseData):
         )
 
 
-def _is_silent(u: Utterance, sample_rate: int) -> bool:
-    wave = read_audio(u.path, sample_rate, start=u.start, duration=u.duration)
-    return bool(np.abs(wave).max(initial=0.0) < SILENCE)
-
-
 def _rounded(values: torch.Tensor) -> tuple[float, ...]:
     return tuple(round(v, 4) for v in values.tolist())
+
+
+def padding_line(sampler: BucketSampler) -> str:
+    """Say how much of the batches of an epoch is padding, and how much of random ones of the same sizes would be."""
+    world = sampler.world_size
+    plan = [batch[rank::world] for batch in sampler.global_batches(sampler.epoch) for rank in range(world)]
+    ends = np.cumsum([len(batch) for batch in plan])
+    order = np.random.default_rng(sampler.seed).permutation(sampler.lengths.size)
+    drawn = np.split(np.resize(order, ends[-1]), ends[:-1])
+    shares = (padding_of(batches, sampler.lengths) for batches in (plan, drawn))
+    return "padding {:.1%} of samples, {:.1%} in random order".format(*shares)

@@ -28,12 +28,16 @@ Wave = NDArray[np.float32]
 
 CACHE_BYTES = 512 * 2**20
 """Decoded bytes that one split keeps in memory, in one process."""
+SILENCE = 10 ** (-70 / 20)
+"""Largest amplitude of a recording that counts as silence: 70 dB below full scale."""
 _MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT = range(304, 308)  # salts of the draws
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concatenate:
     """Recordings of a split put one behind the other, with silence between: connected words from isolated ones.
+
+    Those of a row have one language and one task, and are drawn anew in every epoch.
 
     Args:
         items: Fewest and most recordings in a row.
@@ -61,10 +65,11 @@ class Recordings:
     Args:
         utterances: What to read.
         sample_rate: Samples a second that are wanted.
+        spoken: Whether something must be heard in all of them.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], sample_rate: int) -> None:
-        self.utterances, self.sample_rate = list(utterances), sample_rate
+    def __init__(self, utterances: Sequence[Utterance], sample_rate: int, *, spoken: bool = True) -> None:
+        self.utterances, self.sample_rate, self.spoken = list(utterances), sample_rate, spoken
         self._cache: dict[int, Wave] = {}
         self._room = CACHE_BYTES
 
@@ -78,11 +83,13 @@ class Recordings:
         """Samples (N,) of an utterance.
 
         Raises:
-            AudioError: It cannot be read.
+            AudioError: It cannot be read, or is silent.
         """
         if row not in self._cache:
             found = self.utterances[row]
             wave = read_audio(found.path, self.sample_rate, start=found.start, duration=found.duration)
+            if self.spoken and np.abs(wave).max(initial=0.0) < SILENCE:
+                raise AudioError(str(found.path), "there is nothing but silence", "take the recording out")
             if self._room < wave.nbytes:
                 return wave
             self._cache[row] = wave
@@ -126,9 +133,11 @@ class SpeechItems:
         self.concatenate, self.rules = concatenate, rules or Concatenate()
         utterances = recordings.utterances
         self.texts = [normalise(target_text(u), spec.normalisation) for u in utterances]
-        speakers = sorted({u.speaker for u in utterances}) if self.rules.same_speaker else [""]
-        rows = {s: [i for i, u in enumerate(utterances) if s in (u.speaker, "")] for s in speakers}
-        self._peers = {s: np.array(r, dtype=np.int64) for s, r in rows.items()}
+        self.translates = any(u.task != "asr" for u in utterances)
+        peers: dict[tuple[str, str, str], list[int]] = {}
+        for row, u in enumerate(utterances) if concatenate is not None else ():
+            peers.setdefault(self._kind(u), []).append(row)
+        self._peers = {kind: np.array(rows, dtype=np.int64) for kind, rows in peers.items()}
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -140,11 +149,19 @@ class SpeechItems:
 
     @property
     def lengths(self) -> Ints:
-        """Samples of every item, or about as many where items are rows of utterances."""
-        seconds = self.durations
+        """Most samples that every item can have: played as slowly and padded as much as augmentation does at most.
+
+        Of a row of utterances, the others count as much as they have on average, since they change with the epoch.
+        """
+        seconds, stretch, padding = self.durations, 1.0, 0.0
+        if self.augment is not None:
+            stretch, padding = 1 / self.augment.augment.speeds[0], 2 * self.augment.augment.pad_seconds
         if self.concatenate is not None:
-            seconds = self._counts() * (self.durations.mean() + sum(self.rules.gap) / 2)
-        return np.maximum(seconds * self.spec.sample_rate, 1).astype(np.int64)
+            means = {kind: float(self.durations[rows].mean()) for kind, rows in self._peers.items()}
+            others = np.array([means[self._kind(u)] for u in self.recordings.utterances]) + sum(self.rules.gap) / 2
+            seconds = seconds + (self._counts() - 1) * others
+        samples = np.ceil((seconds * stretch + padding) * self.spec.sample_rate - 1e-6)
+        return np.maximum(samples, 1).astype(np.int64)
 
     @property
     def target_lengths(self) -> Ints:
@@ -154,9 +171,16 @@ class SpeechItems:
             return np.ceil(self._counts() * (counts.mean() + 1)).astype(np.int64)
         return counts
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the longest prompt, 1 where there is none."""
+        before = {u.previous for u in self.recordings.utterances}
+        return max(1, *(len(self.encode(normalise(text, self.spec.normalisation))) for text in before))
+
     def take(self, rows: Ints) -> SpeechItems:
         """Return the items of some rows."""
-        kept = Recordings([self.recordings.utterances[i] for i in rows.tolist()], self.spec.sample_rate)
+        utterances = [self.recordings.utterances[i] for i in rows.tolist()]
+        kept = Recordings(utterances, self.spec.sample_rate, spoken=self.recordings.spoken)
         return SpeechItems(
             kept,
             self.spec,
@@ -180,7 +204,7 @@ class SpeechItems:
             with prompts ``prompt`` and ``prompt_lengths``.
 
         Raises:
-            DataError: A recording is damaged.
+            DataError: A recording is damaged or silent.
         """
         indices = np.asarray(indices, dtype=np.int64)
         rows = [self._row(i, epoch) for i in indices.tolist()]
@@ -205,15 +229,16 @@ class SpeechItems:
             batch["prefix"] = torch.tensor(
                 [[unknown if h else p[0], p[1]] for p, h in zip(prefixes, hidden.tolist(), strict=True)]
             )
-            spoken = [None if u.text is None else normalise(u.text, self.spec.normalisation) for u in first]
-            if any(u.task != "asr" for u in self.recordings.utterances):
-                ids = [None if s is None else p + self.encode(s) for p, s in zip(prefixes, spoken, strict=True)]
-                batch |= _padded("transcript", ids)
+            if self.translates:
+                spoken = [self.transcript(members) for members in rows]
+                batch |= _padded(
+                    "transcript", [p + self.encode(s) if s else None for p, s in zip(prefixes, spoken, strict=True)]
+                )
         if NO_PROMPT in self.spec.tokens:
             dropped = item_uniform(self.seed, epoch, indices, _NO_PROMPT) < self.no_prompt
             none = [self.tokenizer.id_of(NO_PROMPT)]
             before = [normalise(u.previous, self.spec.normalisation) for u in first]
-            ids = [none if d or not t else self.encode(t) for t, d in zip(before, dropped.tolist(), strict=True)]
+            ids = [none if d else self.encode(t) or none for t, d in zip(before, dropped.tolist(), strict=True)]
             batch |= {k.replace("prompts", "prompt"): v for k, v in _padded("prompt", ids).items()}
         return batch
 
@@ -221,10 +246,15 @@ class SpeechItems:
         """Utterances that an item is made of: itself, then others, drawn anew in every epoch."""
         if self.concatenate is None:
             return [item]
-        count = int(self._counts()[item])
-        peers = self._peers.get(self.recordings.utterances[item].speaker, self._peers.get("", np.arange(len(self))))
+        low, high = self.concatenate
+        count = low + item % (high - low + 1)
+        peers = self._peers[self._kind(self.recordings.utterances[item])]
         draws = item_uniform(self.seed, epoch, item * 1000 + np.arange(1, count), _MEMBER)
         return [item, *peers[(draws * len(peers)).astype(np.int64)].tolist()]
+
+    def _kind(self, u: Utterance) -> tuple[str, str, str]:
+        """What the utterances of a row have in common."""
+        return u.speaker if self.rules.same_speaker else "", u.language, u.task
 
     def _counts(self) -> Ints:
         low, high = self.concatenate or (1, 1)
@@ -234,7 +264,7 @@ class SpeechItems:
         try:
             parts = [self.recordings.wave(m) for m in members]
         except AudioError as e:
-            raise DataError(f"{e} To leave such recordings out, set data.bad=skip.") from None
+            raise damaged(e) from None
         if len(parts) > 1:
             low, high = self.rules.gap
             gaps = item_uniform(self.seed, epoch, item * 1000 + np.arange(1, len(parts)), _GAP)
@@ -245,10 +275,15 @@ class SpeechItems:
             parts = [np.concatenate(spaced)]
         return parts[0] if self.augment is None else self.augment(parts[0], epoch, item)
 
+    def transcript(self, members: Sequence[int]) -> str:
+        """Return what is said in a row of utterances; empty where the transcript of one is missing."""
+        texts = [normalise(self.recordings.utterances[m].text or "", self.spec.normalisation) for m in members]
+        return " ".join(texts) if all(texts) else ""
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, without what the vocabulary lacks."""
         unknown = set(self.tokenizer.unknown(text))
-        if unknown:  # only where a recording is not learned from: ``_learnable`` has reported it
+        if unknown:  # of an evaluation, where it is an error, or of a prompt; training leaves such targets out
             if self.spec.vocabulary == "words":
                 text = " ".join(w for w in text.split() if w not in unknown)
             else:
@@ -258,7 +293,16 @@ class SpeechItems:
     def _prefix(self, utterance: Utterance) -> list[int]:
         if not self.spec.languages:
             return []
-        return [self.tokenizer.id_of(f"<{name}>") for name in (utterance.language, utterance.task)]
+        known, tasks = self.spec.languages, self.spec.tasks  # recordings to predict say neither
+        language = f"<{utterance.language}>" if utterance.language in known else NO_LANGUAGE
+        return [
+            self.tokenizer.id_of(t) for t in (language, f"<{utterance.task if utterance.task in tasks else tasks[0]}>")
+        ]
+
+
+def damaged(error: AudioError) -> DataError:
+    """Return the error of a recording that stops a training, with what can be done about it."""
+    return DataError(f"{error} To leave such recordings out, set data.bad=skip.")
 
 
 def target_text(u: Utterance) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,18 +18,22 @@ from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.domains.base import DomainModel, MetricTask
-from vertebra.domains.batching import Batch
+from vertebra.domains.batching import Batch, BatchLoader
+from vertebra.domains.buckets import BucketSampler, memory_try_step
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.speech.alignment import frames_needed
 from vertebra.domains.speech.augment import SpecAugment
-from vertebra.domains.speech.data import SpeechData
+from vertebra.domains.speech.data import SpeechData, padding_line
 from vertebra.domains.speech.decoding import greedy
+from vertebra.domains.speech.items import SpeechItems
 from vertebra.domains.speech.loss import recognition_loss
 from vertebra.domains.speech.model import Emissions, PromptConfig, SpeechCTC
 from vertebra.domains.speech.spec import SpeechSpec
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.text import TextTokenizer, make_tokenizer
+
+log = logging.getLogger("vertebra")
 
 
 class SpeechRecognitionTask(MetricTask):
@@ -107,9 +112,8 @@ class SpeechRecognitionTask(MetricTask):
             "padding": padding,
             "dropout": dropout,
         }
-        if isinstance(spec_augment, Mapping):
-            spec_augment = SpecAugment(**spec_augment)
-        self.intermediate_weight, self.spec_augment, self.mask_seed = intermediate_weight, spec_augment, seed
+        self.spec_augment = SpecAugment(**spec_augment) if isinstance(spec_augment, Mapping) else spec_augment
+        self.intermediate_weight, self.mask_seed = intermediate_weight, seed
         self.monitor = monitor
         self.monitor_mode = "max" if monitor.endswith(("exact", "accuracy", "bleu")) else "min"  # type: ignore[misc]
         self._said: list[dict[str, Any]] = []
@@ -148,6 +152,65 @@ class SpeechRecognitionTask(MetricTask):
         return self._tokenizer
 
     # ------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer; before it, and before the loader is made, search batches where the data asks for it."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, SpeechData) and data.batch_memory is not None:
+            self._find_batches(data, data.batch_memory)
+        return super().configure_optimizers()
+
+    def _find_batches(self, data: SpeechData, memory: float) -> None:
+        items = data.items("train")
+        assert isinstance(items, SpeechItems)
+
+        def loss(count: int, length: float, target: float) -> Tensor:
+            batch = self._random_batch(count, int(length), int(target), items.prompt_length)
+            with self.trainer.precision_plugin.train_step_context():
+                return self._loss(self._encode(batch, augment=True), batch)
+
+        def agree(sizes: list[int]) -> list[int]:
+            found = torch.tensor(sizes, device=self.device)
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+            return [int(n) for n in found.tolist()]
+
+        mode = self.model.training
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            data.find_batches(memory_try_step(self.model.train(), loss, int(memory * 2**30)), agree)
+        self.model.train(mode)
+
+    def _random_batch(self, count: int, samples: int, tokens: int, prompt: int) -> Batch:
+        """Make up a batch with everything that one of these sizes can have."""
+        spec, device = self.model.spec, self.device
+
+        def ids(length: int) -> Tensor:
+            return torch.randint(1, len(spec.tokens), (count, length), device=device)
+
+        def full(length: int) -> Tensor:
+            return torch.full((count,), length, device=device)
+
+        before = self.model.prefix_length
+        batch = {
+            "waves": 0.1 * torch.randn(count, samples, device=device),
+            "lengths": full(samples),
+            "targets": ids(before + tokens),
+            "target_lengths": full(before + tokens),
+            "index": torch.arange(count),
+            "epoch": 0,
+        }
+        if spec.languages:
+            batch["prefix"] = ids(before)
+        if self.model.prompt_encoder is not None:
+            batch |= {"prompt": ids(prompt), "prompt_lengths": full(prompt)}
+        return batch
+
+    def on_train_start(self) -> None:
+        """Say how much of the batches is padding."""
+        super().on_train_start()
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, BatchLoader) and isinstance(loader.batch_sampler, BucketSampler):
+            log.info("%s", padding_line(loader.batch_sampler))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of a batch."""
