@@ -23,8 +23,9 @@ Subsampling = Literal[1, 2, 4, 6, 8]
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 FLOOR = 1e-10  # below which a power counts as nothing, before the logarithm
 QUIET = -12.0  # logarithm of a power: a recording whose loudest band lies below is not made louder
+FRAME_FLOATS = 1 << 17  # samples, each in several windows, that a CPU transforms at a time
 PIECE_FLOATS = 1 << 20  # what the first convolution gives a CPU at a time: 4 MiB, so that it stays in the cache
-SHORTEST_PIECE = 32  # positions
+SHORTEST_PIECE = 32  # frames, or positions
 WIDE = 64  # channels from which convolutions are faster with the channels last
 LAYERS: dict[int, tuple[tuple[int, int], ...]] = {
     1: ((3, 1), (3, 1)),
@@ -78,11 +79,18 @@ class LogMel(nn.Module):
 
     def frames(self, waves: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Like ``forward``, of waves (B, N + n_fft) that have what stands before and behind already."""
-        spectrum = torch.stft(
-            waves, self.n_fft, self.hop, self.window_length, self._window(), center=False, return_complex=True
-        )  # (B, n_fft / 2 + 1, T)
-        power = torch.view_as_real(spectrum).square().sum(-1).mT  # (B, T, n_fft / 2 + 1)
-        features = (power @ self._bands()).clamp_min(FLOOR).log()  # (B, T, M)
+        before = (self.n_fft - self.window_length) // 2
+        window = F.pad(self._window(), (before, self.n_fft - self.window_length - before))
+        frames = waves.unfold(1, self.n_fft, self.hop)  # (B, T, n_fft), a view
+        size = frames.shape[1]
+        if waves.device.type == "cpu" and not torch.compiler.is_compiling():
+            size = max(SHORTEST_PIECE, FRAME_FLOATS // (len(waves) * self.n_fft))
+        parts = []
+        for part in frames.split(size, dim=1):
+            spectrum = torch.fft.rfft(part * window)  # (B, T, n_fft / 2 + 1)
+            power = spectrum.real.square() + spectrum.imag.square()
+            parts.append((power @ self._bands()).clamp_min(FLOOR).log())
+        features = torch.cat(parts, dim=1)  # (B, T, M)
         real = torch.arange(features.shape[1], device=waves.device) < counts[:, None]
         return features * real[..., None], counts
 
