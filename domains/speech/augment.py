@@ -146,6 +146,7 @@ class WaveAugment:
 
     def __init__(self, augment: Augment, sample_rate: int, seed: int = 0) -> None:
         self.augment, self.sample_rate, self.seed = augment, sample_rate, seed
+        self._speeds = augment.speeds
         self._noises = _recordings(augment.noise_files, "noise_files") if augment.noise_probability else []
         self._rooms = _recordings(augment.rir_files, "rir_files") if augment.reverb_probability else []
 
@@ -153,7 +154,7 @@ class WaveAugment:
         """Change a wave (N,) as ``item`` is changed in ``epoch``; the length is another where speed or silence is."""
         draws = _Draws(self.seed, epoch, item)
         a, rate = self.augment, self.sample_rate
-        out = change_speed(wave, draws.choice(_SPEED, a.speeds))
+        out = change_speed(wave, draws.choice(_SPEED, self._speeds))
         power = mean_power(out)
         if a.pad_seconds:
             sides = [int(draws(salt) * (a.pad_seconds * rate + 1)) for salt in (_LEFT, _RIGHT)]

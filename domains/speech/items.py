@@ -210,15 +210,17 @@ class SpeechItems:
         rows = [self._row(i, epoch) for i in indices.tolist()]
         waves = [self._wave(members, i, epoch) for members, i in zip(rows, indices.tolist(), strict=True)]
         texts = [" ".join(filter(None, (self.texts[m] for m in members))) for members in rows]
-        padded, mask = pad_batch(waves, 0.0)
+        padded = np.zeros((len(waves), max(map(len, waves))), dtype=np.float32)
+        for place, wave in zip(padded, waves, strict=True):
+            place[: len(wave)] = wave
         first = [self.recordings.utterances[members[0]] for members in rows]
         batch: Batch = {
             "index": torch.from_numpy(indices.copy()),
             "epoch": epoch,
             "names": [u.id for u in first],
             "texts": texts,
-            "waves": padded,
-            "lengths": mask.sum(1),
+            "waves": torch.from_numpy(padded),
+            "lengths": torch.tensor([len(wave) for wave in waves]),
         }
         prefixes = [self._prefix(u) for u in first]
         batch |= _padded("target", [p + self.encode(t) for p, t in zip(prefixes, texts, strict=True)])

@@ -1,4 +1,5 @@
 import io
+import math
 import pickle
 import struct
 import tarfile
@@ -10,7 +11,15 @@ import soundfile as sf
 import torch
 import torchaudio
 
-from vertebra.domains.speech.audio import AUDIO_ENDINGS, AudioError, audio_info, read_audio, resample, stream_audio
+from vertebra.domains.speech.audio import (
+    AUDIO_ENDINGS,
+    AudioError,
+    _Filters,
+    audio_info,
+    read_audio,
+    resample,
+    stream_audio,
+)
 
 RNG = np.random.default_rng(0)
 NOISE = (RNG.standard_normal(48000) * 0.1).astype(np.float32)
@@ -95,6 +104,18 @@ def test_resample_of_rates_without_a_common_divisor():
     assert np.abs(got - tone(16000))[50:-50].max() < 1e-3
     assert resample(NOISE, 16000, 16000) is NOISE
     assert len(resample(NOISE[:0], 8000, 16000)) == 0
+
+
+@pytest.mark.parametrize(("old", "new"), [(870, 1000), (48_000, 16_000), (8_000, 16_000), (22_050, 16_000)])
+@pytest.mark.parametrize("length", [1, 7, 3001])
+def test_the_matrix_of_a_filter_does_as_the_loop_over_its_phases(old, new, length):
+    filters = _Filters(old // math.gcd(old, new), new // math.gcd(old, new))
+    fast = resample(NOISE[:length], old, new)
+    assert filters.matrix is not None
+    filters.matrix = None
+    slow = filters.apply(NOISE[:length], 0, 0, filters.length(length))
+    np.testing.assert_allclose(fast, slow, atol=2e-6)
+    assert fast.dtype == slow.dtype == np.float32
 
 
 def test_any_rate_is_resampled(tmp_path):
