@@ -138,6 +138,14 @@ class SpeechData(BaseData):
             )
         if not 0 <= min_seconds < max_seconds:
             raise ConfigError(f"SpeechData: min_seconds ({min_seconds}) must be below max_seconds ({max_seconds}).")
+        if bad not in ("error", "skip"):
+            raise ConfigError(f"SpeechData: bad must be error or skip, got {bad!r}.")
+        for name, share in (("no_language", no_language), ("no_prompt", no_prompt)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"SpeechData: {name} must be from 0 to 1, got {share}.")
+        for name, seconds in (("batch_seconds", batch_seconds), ("quadratic_seconds", quadratic_seconds)):
+            if seconds is not None and not seconds > 0:
+                raise ConfigError(f"SpeechData: {name} must be above 0, got {seconds}.")
         if batch_memory is not None and not batch_memory > 0:
             raise ConfigError(f"SpeechData: batch_memory must be above 0 GiB, got {batch_memory}.")
         if piece_model is not None and vocabulary != "sentencepiece":

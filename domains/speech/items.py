@@ -37,7 +37,8 @@ _MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT = range(304, 308)  # salts of the draws
 class Concatenate:
     """Recordings of a split put one behind the other, with silence between: connected words from isolated ones.
 
-    Those of a row have one language and one task, and are drawn anew in every epoch.
+    Those of a row have one language and one task, and are drawn anew in every epoch; so the limits of a batch hold for
+    rows on average.
 
     Args:
         items: Fewest and most recordings in a row.

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 from torchmetrics.text import CharErrorRate, SacreBLEUScore, WordErrorRate
 
 from vertebra.backbones.base import Backbone, BackboneConfig
@@ -250,6 +250,8 @@ class SpeechRecognitionTask(MetricTask):
             "cer": CharErrorRate(),
             "exact": MeanMetric(),
             "blank": MeanMetric(),
+            "recognised": SumMetric(),
+            "translated": SumMetric(),
         }
         if spec.languages:
             metrics["language_accuracy"] = MeanMetric()
@@ -258,13 +260,24 @@ class SpeechRecognitionTask(MetricTask):
         return nn.ModuleDict(metrics)
 
     def summarise(self, metrics: Any) -> dict[str, Tensor]:
-        """All metrics that saw a recording, by name."""
-        return {name: metric.compute() for name, metric in metrics.items() if metric.update_called}
+        """All metrics that saw a recording, by name: in this process or in another."""
+        needs = {"wer": "recognised", "cer": "recognised", "bleu": "translated"}
+        seen = {name: bool(metrics[name].compute()) for name in set(needs.values())}
+        wanted = [name for name in metrics if name not in seen and seen.get(needs.get(name, ""), True)]
+        return {name: metrics[name].compute() for name in wanted}
 
     def on_test_epoch_start(self) -> None:
         """Begin anew."""
         super().on_test_epoch_start()
         self._said = []
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics, and gather what all processes have read."""
+        super().on_test_epoch_end()
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._said)
+            self._said = list({row["index"]: row for part in parts for row in part}.values())
 
     def evaluate(self, metrics: Any, batch: Batch) -> None:
         """Add a batch to the metrics."""
@@ -275,6 +288,8 @@ class SpeechRecognitionTask(MetricTask):
         real = torch.arange(found.logits.shape[1], device=self.device) < found.lengths[:, None]
         metrics["blank"].update((found.logits.argmax(-1) == 0)[real].float())
         spoken = self._is_recognition(batch)
+        metrics["recognised"].update(sum(spoken))
+        metrics["translated"].update(count - sum(spoken))
         for hypothesis, reference, recognised in zip(said, batch["texts"], spoken, strict=True):
             if recognised:
                 metrics["wer"].update([hypothesis["text"]], [reference])
