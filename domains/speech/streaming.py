@@ -67,6 +67,7 @@ class StreamingRecogniser:
         self.ids: list[int] = []
         self.positions: list[int] = []
         self.confidence: list[float] = []
+        self._text = (0, "")  # of so many tokens
         if model.prefix_length:
             prefix = torch.tensor([model.prefix_ids(language, task)], device=self.device)
             with torch.inference_mode():
@@ -75,7 +76,9 @@ class StreamingRecogniser:
     @property
     def text(self) -> str:
         """What was said so far."""
-        return self.tokenizer.decode(self.ids)
+        if len(self.ids) > self._text[0]:
+            self._text = len(self.ids), self.tokenizer.decode(self.ids)
+        return self._text[1]
 
     @property
     def delay(self) -> float:
