@@ -5,14 +5,18 @@ Source: ESPnet's recipes ``owsm_ctc_v3.1`` and ``owsm_ctc_v4`` (https://arxiv.or
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from vertebra.backbones.base import create_backbone
+from vertebra.backbones.ebranchformer import EBranchformerConfig
 from vertebra.domains.speech.model import PromptConfig, SpeechCTC
 from vertebra.domains.speech.spec import BLANK, NO_LANGUAGE, NO_PROMPT, SpeechSpec
 from vertebra.errors import LoadError, UnknownNameError
@@ -184,3 +188,79 @@ def read_espnet(model: SpeechCTC, tensors: dict[str, Tensor]) -> Any:
     from vertebra.backbones.pretrained import load_state
 
     return load_state(model, from_espnet(tensors), source="the weights of ESPnet")
+
+
+def load_espnet(folder: str | Path) -> SpeechCTC:
+    """Build a model from a folder that ESPnet published or trained: ``config.yaml``, weights and SentencePiece model.
+
+    Args:
+        folder: A downloaded repository, or an experiment: somewhere in it a ``config.yaml`` with an encoder
+            ``e_branchformer_ctc``, one ``.pth`` beside it, and one ``.model``.
+
+    Raises:
+        LoadError: A file is missing or there are several, or the model is no OWSM-CTC.
+    """
+    folder = Path(folder)
+    configs = [f for f in sorted(folder.rglob("config.yaml")) if "encoder_conf" in f.read_text(encoding="utf-8")]
+    config_file = _the_one(configs, folder, "config.yaml with an encoder")
+    config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+    if config.get("encoder") != "e_branchformer_ctc":
+        raise LoadError(f"{config_file}: encoder must be e_branchformer_ctc, got {config.get('encoder')!r}.")
+    weights = _the_one(sorted(config_file.parent.glob("*.pth")), config_file.parent, ".pth")
+    pieces = _the_one(sorted(folder.rglob("*.model")), folder, ".model of SentencePiece").read_bytes()
+    try:
+        found: Any = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
+        raise LoadError(f"{weights}: cannot be read as weights ({str(e).splitlines()[0] if str(e) else e!r}).") from e
+    try:
+        model = _from_espnet_config(config, base64.b64encode(pieces).decode())
+    except KeyError as e:
+        raise LoadError(f"{config_file}: the key {e} is missing; is it the configuration of a training?") from e
+    read_espnet(model, found)
+    return model.eval()
+
+
+def _from_espnet_config(config: dict[str, Any], pieces: str) -> SpeechCTC:
+    encoder, model_conf, prompt = config["encoder_conf"], config["model_conf"], config["promptencoder_conf"]
+    readers = [i for i, used in enumerate(encoder["use_cross_attention"]) if used]
+    every = readers[0] + 1 if readers else 0
+    if not readers or readers != list(range(every - 1, encoder["num_blocks"], every)):
+        raise LoadError(f"the prompt must be read in every so-manieth layer, got layers {readers}.")
+    inner = encoder["interctc_layer_idx"]
+    transcript = [layer for layer, only in zip(inner, model_conf["ctc_asr_only"], strict=False) if only]
+    backbone = EBranchformerConfig(
+        dim=encoder["output_size"],
+        depth=encoder["num_blocks"],
+        causal=False,
+        num_heads=encoder["attention_heads"],
+        hidden_dim=encoder["linear_units"],
+        cgmlp_dim=encoder["cgmlp_linear_units"],
+        conv_kernel=encoder["cgmlp_conv_kernel"],
+        merge_kernel=encoder["merge_conv_kernel"],
+        mask_conv=False,
+        dropout=encoder.get("dropout_rate", 0.1),
+    )
+    return SpeechCTC(
+        backbone.build(),
+        owsm_spec(list(config["token_list"]), config.get("frontend_conf", {}).get("n_mels", 80), pieces),
+        subsampling=int(encoder["input_layer"].removeprefix("conv2d") or 4),
+        intermediate=inner,
+        transcript_layers=transcript,
+        prompt=PromptConfig(
+            dim=prompt["output_size"],
+            depth=prompt["num_blocks"],
+            num_heads=prompt["attention_heads"],
+            hidden_dim=prompt["linear_units"],
+            every=every,
+            cross_heads=encoder["attention_heads"],
+            dropout=prompt.get("dropout_rate", 0.1),
+        ),
+        padding="espnet",
+    )
+
+
+def _the_one(files: list[Path], folder: Path, what: str) -> Path:
+    if len(files) != 1:
+        names = ", ".join(f.name for f in files[:3]) or "none"
+        raise LoadError(f"{folder}: must hold one {what}, got {names}.")
+    return files[0]

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from vertebra.backbones.ebranchformer import EBranchformerConfig
+from vertebra.domains.saving import save_model
 from vertebra.domains.speech.loss import recognition_loss
 from vertebra.domains.speech.model import PromptConfig, SpeechCTC
-from vertebra.domains.speech.published import PUBLISHED, from_espnet, owsm_ctc, owsm_spec, read_espnet
+from vertebra.domains.speech.published import PUBLISHED, from_espnet, load_espnet, owsm_ctc, owsm_spec, read_espnet
 from vertebra.errors import LoadError, UnknownNameError
+from vertebra.pipelines.base import pipeline
+from vertebra.tokenizers.text import learn_pieces, make_tokenizer
 
 GOLDEN = load_file(Path(__file__).parents[2] / "golden" / "speech" / "owsm_ctc_tiny.safetensors")
 IO = {k.removeprefix("io."): v for k, v in GOLDEN.items() if k.startswith("io.")}
@@ -145,3 +149,91 @@ def test_the_layout_of_a_published_vocabulary():
     assert spec.tasks == ("asr", "st_eng")
     with pytest.raises(LoadError, match="the token list must hold <nolang>"):
         owsm_spec(["<blank>", "<na>", "<asr>"], 80)
+
+
+# ---------------------------------------------------------------- folders of ESPnet
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A repository as ESPnet publishes it, with the tiny weights."""
+    words = [
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "twenty",
+        "thirty",
+    ]
+    pieces, model = learn_pieces([f"{a} {b}" for a in words for b in words], 28)
+    units = [*pieces[1:], *(f"x{i}" for i in range(36 - len(pieces)))]
+    tokens = ["<blank>", *units, "<na>", "<nolang>", "<eng>", "<asr>"]
+    config = {
+        "token_list": tokens,
+        "encoder": "e_branchformer_ctc",
+        "encoder_conf": {
+            "output_size": 32,
+            "attention_heads": 4,
+            "cgmlp_linear_units": 64,
+            "cgmlp_conv_kernel": 31,
+            "num_blocks": 3,
+            "input_layer": "conv2d8",
+            "linear_units": 64,
+            "merge_conv_kernel": 31,
+            "interctc_layer_idx": [1, 2],
+            "use_cross_attention": [0, 0, 1],
+        },
+        "promptencoder_conf": {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2},
+        "model_conf": {"interctc_weight": 0.8, "ctc_asr_only": [True, False, False]},
+    }
+    place = tmp_path / "repository" / "exp" / "s2t"
+    place.mkdir(parents=True)
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    statistics = {"normalize.mean": torch.full((80,), -5.0), "normalize.std": torch.full((80,), 2.0)}
+    torch.save({**WEIGHTS, **statistics}, place / "valid.pth")
+    (tmp_path / "repository" / "bpe.model").write_bytes(model)
+    return tmp_path / "repository"
+
+
+def test_a_folder_of_espnet_becomes_a_model_that_every_pipeline_takes(folder, tmp_path):
+    model = load_espnet(folder)
+    assert (model.intermediate, model.transcript_layers, model.spec.languages) == ((1, 2), (1,), ("eng",))
+    torch.testing.assert_close(model.normalise.mean, torch.full((80,), -5.0))
+    wave = 0.1 * torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    saved = save_model(model, tmp_path / "m")
+    found = pipeline("speech/transcribe", saved, language="eng")(wave.numpy())
+    log_probs, _ = model(wave[None], torch.tensor([16_000]), torch.tensor([model.prefix_ids("eng")]))
+    ids = [i for i in torch.unique_consecutive(log_probs[0].argmax(-1)).tolist() if i]
+    tokenizer = make_tokenizer("sentencepiece", model.spec.tokens, model.spec.pieces)
+    assert found.value == tokenizer.decode(ids)
+
+
+def test_folders_that_hold_no_owsm_ctc_are_refused(folder, tmp_path):
+    with pytest.raises(LoadError, match=r"must hold one config\.yaml with an encoder, got none"):
+        load_espnet(tmp_path / "nowhere")
+    config = next(folder.rglob("config.yaml"))
+    text = config.read_text()
+    for old, new, message in (
+        ("e_branchformer_ctc", "conformer", "encoder must be e_branchformer_ctc, got 'conformer'"),
+        ("promptencoder_conf", "other_conf", "the key 'promptencoder_conf' is missing"),
+        ("linear_units: 64", "linear_units: 32", "39 misshapen"),
+    ):
+        config.write_text(text.replace(old, new))
+        with pytest.raises(LoadError, match=message):
+            load_espnet(folder)
+    config.write_text(text)
+    next(folder.rglob("*.pth")).write_bytes(b"no weights")
+    with pytest.raises(LoadError, match="cannot be read as weights"):
+        load_espnet(folder)
+    (config.parent / "other.pth").touch()
+    with pytest.raises(LoadError, match=r"must hold one \.pth, got other\.pth, valid\.pth"):
+        load_espnet(folder)
