@@ -530,4 +530,4 @@ def padding_line(sampler: BucketSampler) -> str:
     order = np.random.default_rng(sampler.seed).permutation(sampler.lengths.size)
     drawn = np.split(np.resize(order, ends[-1]), ends[:-1])
     shares = (padding_of(batches, sampler.lengths) for batches in (plan, drawn))
-    return "padding {:.1%} of samples, {:.1%} in random order".format(*shares)
+    return "padding {:.1f} % of samples, {:.1f} % in random order".format(*(100 * share for share in shares))

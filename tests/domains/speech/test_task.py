@@ -248,7 +248,7 @@ def test_the_padding_is_logged(tmp_path, caplog):
     recordings = data(manifest(tmp_path, records), batch_size=3, buckets=8, val_fraction=0.0)
     with caplog.at_level("INFO", logger="vertebra"):
         trainer(tmp_path).fit(task(), recordings)
-    shares = re.search(r"padding ([\d.]+)% of samples, ([\d.]+)% in random order", caplog.text)
+    shares = re.search(r"padding ([\d.]+) % of samples, ([\d.]+) % in random order", caplog.text)
     assert 0 < float(shares[1]) < float(shares[2])
 
 
