@@ -1,6 +1,6 @@
 """Three languages and two tasks in one model, chosen by the prefix: recognition, translation, language identification.
 
-    python benchmarks/speech_languages.py    # ten minutes on two cores
+    python benchmarks/speech_languages.py --snr 10 0    # a quarter of an hour on two cores
 
 The data are fabricated: strings of one to four digits in English, German and Spanish, of 240 voices for training, 30
 others for validation and 40 others for testing, all drawn at random. The recipe was chosen on validation alone. Texts
@@ -18,14 +18,18 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
 from torchmetrics.text import SacreBLEUScore, WordErrorRate
 
+from vertebra.domains.speech.audio import read_audio
 from vertebra.domains.speech.sample import write_languages
 from vertebra.domains.speech.sources import read_source
 from vertebra.domains.speech.synthesis import random_voice
 from vertebra.domains.speech.utterance import Utterance
-from vertebra.pipelines.speech import Transcribe
+from vertebra.pipelines.speech import SpeechPipeline, Transcribe
 from vertebra.pipelines.speech_identify import Identify
 
 VOICES = {"train": 240, "val": 30, "test": 40}
@@ -61,42 +65,57 @@ def fit(runs: Path, data: Path, options: list[str]) -> Path:
     return latest / "model"
 
 
-def texts(model: Path, utterances: list[Utterance], language: str, task: str) -> list[str]:
-    """What the model says of recordings."""
-    pipeline = Transcribe(model, device="cpu", language=language, task=task)
-    return [p.value for p in pipeline([u.path for u in utterances])]
+def heard(utterance: Utterance, snr: float | None) -> NDArray[np.float32]:
+    """Samples (N,) of a recording, with white noise so many dB below it."""
+    wave = read_audio(utterance.path, 8000)
+    if snr is None:
+        return wave
+    noise = np.random.default_rng(crc32(utterance.path.name.encode())).normal(0, 1, len(wave))
+    return (wave + noise * wave.std() * 10 ** (-snr / 20)).astype(np.float32)
 
 
-def measure(model: Path, data: Path, split: str) -> None:
+def say(pipeline: SpeechPipeline, utterances: list[Utterance], snr: float | None) -> list[str]:
+    """What a model says of recordings: text, or language."""
+    return [str(p.value) for p in pipeline([heard(u, snr) for u in utterances])]
+
+
+def translation(said: list[str], goals: list[str]) -> list[str]:
+    """BLEU and the share without any error, for a table."""
+    bleu = float(SacreBLEUScore()(said, [[g] for g in goals]))
+    return [f"{100 * bleu:.1f}", f"{sum(map(str.__eq__, said, goals)) / len(goals):.1%}"]
+
+
+def measure(model: Path, data: Path, split: str, snr: float | None) -> None:
     """Print the table of one split."""
+
+    def said(utterances: list[Utterance], language: str, task: str) -> list[str]:
+        return say(Transcribe(model, device="cpu", language=language, task=task), utterances, snr)
+
     every = [u for u in read_source(str(data)).utterances if u.split == split]
-    asr, translated = [u for u in every if u.task == "asr"], [u for u in every if u.task == "st_eng"]
-    said = [p.value for p in Identify(model, device="cpu")([u.path for u in asr])]
-    most = Counter(u.language for u in asr).most_common(1)[0][0]
-    print(
-        f"| {split} | recordings | WER, language given | hidden | language right | (always {NAMES[most]}) "
-        "| BLEU of st_eng | exact | (words copied) |\n| --- |" + " ---: |" * 8
-    )
+    asr = [u for u in every if u.task == "asr"]
+    identified = say(Identify(model, device="cpu"), asr, snr)
+    found = dict(zip((u.id for u in asr), identified, strict=True))
+    noise = "without noise" if snr is None else f"with white noise {snr:g} dB below them"
+    print(f"{split}: {len(asr)} recordings {noise}, language given in the prefix, or hidden\n")
+    print("| | WER, given | WER, hidden | language right | st_eng BLEU, given | exact | BLEU, hidden | exact |")
+    print("| --- |" + " ---: |" * 7)
+    goals_of_all, copied = [], []
     for language, name in NAMES.items():
         spoken = [u for u in asr if u.language == language]
         meant = [u.text or "" for u in spoken]
-        errors = [float(WordErrorRate()(texts(model, spoken, given, "asr"), meant)) for given in (language, "")]
-        pairs = zip(asr, said, strict=True)
-        right = [float(found == language) for u, found in pairs if u.language == language]
-        cells = [str(len(spoken)), *(f"{e:.2%}" for e in errors), f"{sum(right) / len(right):.1%}"]
-        cells.append(f"{float(language == most):.0%}")
-        sources = [u for u in translated if u.language == language]
-        if sources:
-            goals = [u.translation for u in sources]
-            found = texts(model, sources, language, "st_eng")
-            bleu = float(SacreBLEUScore()(found, [[g] for g in goals]))
-            exact = sum(f == g for f, g in zip(found, goals, strict=True)) / len(goals)
-            copied = sum(u.text == u.translation for u in sources) / len(goals)
-            cells += [f"{100 * bleu:.1f}", f"{exact:.1%}", f"{copied:.0%}"]
-        else:
-            cells += ["", "", ""]
-        print(f"| {name} | {' | '.join(cells)} |")
-    print(flush=True)
+        errors = [float(WordErrorRate()(said(spoken, given, "asr"), meant)) for given in (language, "")]
+        right = sum(found[u.id] == language for u in spoken) / len(spoken)
+        cells = [*(f"{e:.2%}" for e in errors), f"{right:.1%}"]
+        sources = [u for u in every if u.language == language and u.task == "st_eng"]
+        goals = [u.translation for u in sources]
+        for given in (language, "") if sources else ():
+            cells += translation(said(sources, given, "st_eng"), goals)
+        goals_of_all += goals
+        copied += [u.text or "" for u in sources]
+        print(f"| {name} | {' | '.join([*cells, *[''] * (7 - len(cells))])} |")
+    (most, count) = Counter(u.language for u in asr).most_common(1)[0]
+    cells = ["", "", f"{count / len(asr):.1%}", *translation(copied, goals_of_all), "", ""]
+    print(f"| baselines: always {NAMES[most]}; the words as they are | {' | '.join(cells)} |\n", flush=True)
 
 
 def main() -> None:
@@ -107,10 +126,12 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model to measure, in place of training one")
     parser.add_argument("--data", type=Path, help="a languages.jsonl to measure it on, in place of fabricated data")
     parser.add_argument("--split", default="test", help="what to measure on")
+    parser.add_argument("--snr", type=float, nargs="*", default=[], help="also with white noise so many dB below")
     args, options = parser.parse_known_args()
     data = args.data or fabricate(args.runs / "data", args.seed)
     model = args.model or fit(args.runs, data, options)
-    measure(model, data, args.split)
+    for snr in (None, *args.snr):
+        measure(model, data, args.split, snr)
 
 
 if __name__ == "__main__":
