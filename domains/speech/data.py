@@ -341,6 +341,8 @@ class SpeechData(BaseData):
                 length = self._length(u)
                 if transcribed and not target_text(u).strip():
                     self._reject(u, "the transcript is empty", "add one, or take the recording out")
+                elif length <= 0:
+                    self._reject(u, f"start must be before the end, got {u.start:g} s", "correct the times")
                 elif transcribed and not self.min_seconds <= length <= self.max_seconds:
                     limits = f"from {self.min_seconds:g} to {self.max_seconds:g} seconds"
                     self._reject(u, f"its length must be {limits}, got {length:.3g}", "cut it, or move the limits")

@@ -231,6 +231,23 @@ def test_speed_and_rows_leave_less_room(tmp_path):
     assert counts == [([3200] * 4, [3, 3, 5, 4]), ([4000] * 4, [4, 4, 6, 5])]
 
 
+def test_a_transcript_beside_a_translation_must_fit_too(tmp_path):
+    records = [
+        {"text": "one", "lang": "eng", "task": "st_deu", "translation": "eins"},
+        {"text": "one two three", "lang": "eng", "task": "st_deu", "translation": "eins"},
+    ]
+    data = ready(manifest(tmp_path, records), "fit")
+    data.keep_feasible(lambda samples, ids: np.array([frames_needed(row) <= 5 for row in ids]))
+    assert len(data.items("train")) == 1
+    assert reasons(data) == [("1.wav", "its 0.5 seconds have too few positions for 13 tokens")]
+
+
+def test_a_segment_behind_the_end_is_left_out(tmp_path):
+    speak(tmp_path / "a.wav")
+    records = [{"path": "a.wav", "text": "one"}, {"path": "a.wav", "text": "two", "start": 0.7}]
+    assert reasons(ready(manifest(tmp_path, records))) == [("a.wav", "start must be before the end, got 0.7 s")]
+
+
 def damaged(folder):
     """A truncated, a silent, a mislabelled and an empty recording beside two good ones."""
     for name in ("good", "fine"):
