@@ -144,7 +144,11 @@ def speakers(args: argparse.Namespace) -> None:
     """Each speaker left out in turn."""
     x, names = pictures(args.data)
     digits, spoken = np.array([n[0] for n in names]), np.array([n[1] for n in names])
-    table = {"logistic regression": [baseline(x, digits, spoken == s) for s in SPEAKERS]}
+    level = x - x.max(1, keepdims=True)
+    table = {
+        "logistic regression": [baseline(x, digits, spoken == s) for s in SPEAKERS],
+        "logistic regression, level norm": [baseline(level, digits, spoken == s) for s in SPEAKERS],
+    }
     for number, (stage, options) in enumerate(STAGES.items()):
         if args.only and str(number) not in args.only:
             continue
