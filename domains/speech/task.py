@@ -262,7 +262,7 @@ class SpeechRecognitionTask(MetricTask):
     def summarise(self, metrics: Any) -> dict[str, Tensor]:
         """All metrics that saw a recording, by name: in this process or in another."""
         needs = {"wer": "recognised", "cer": "recognised", "bleu": "translated"}
-        seen = {name: bool(metrics[name].compute()) for name in set(needs.values())}
+        seen = {name: bool(metrics[name].compute()) for name in ("recognised", "translated")}  # one order for all ranks
         wanted = [name for name in metrics if name not in seen and seen.get(needs.get(name, ""), True)]
         return {name: metrics[name].compute() for name in wanted}
 

@@ -151,7 +151,7 @@ def test_progress_is_told_while_a_batch_is_made(autoregressive, tmp_path, monkey
     told = []
 
     @contextmanager
-    def bar(title, total, unit, show):
+    def bar(title, total, unit, hourly, show):
         told.append((total, unit))
         yield told.append
 

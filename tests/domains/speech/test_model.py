@@ -211,7 +211,7 @@ def test_streaming_says_the_same_as_one_pass(name, chunk, whole):
     log_probs, counts = model(x[None], torch.tensor([len(x)]), prefix)
     found = greedy(log_probs, counts)[0]
     assert stream.ids == list(found.ids)
-    assert len(stream.ids) >= 4
+    assert len(stream.ids) >= 2
     np.testing.assert_allclose(stream.delay, (128 + 6 * 80) / 8000)
 
 
