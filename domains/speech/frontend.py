@@ -22,7 +22,7 @@ Subsampling = Literal[1, 2, 4, 6, 8]
 
 WINDOW_SECONDS, HOP_SECONDS = 0.025, 0.010
 FLOOR = 1e-10  # below which a power counts as nothing, before the logarithm
-QUIET = -12.0  # logarithm of a power: a recording whose loudest band lies below is not made louder
+QUIET = -9.0  # logarithm of a power: a recording whose loudest band lies below is not made louder
 FRAME_FLOATS = 1 << 17  # samples, each in several windows, that a CPU transforms at a time
 PIECE_FLOATS = 1 << 20  # what the first convolution gives a CPU at a time: 4 MiB, so that it stays in the cache
 SHORTEST_PIECE = 32  # frames, or positions
