@@ -288,9 +288,8 @@ def backbones(args: argparse.Namespace) -> None:
     for name, word in BACKBONES.items():
         if args.only and word and not any(part in word for part in args.only):
             continue
-        place = (
-            "strings" if not word else f"backbone-{word.partition('_')[0]}" + ("-causal" if "l=true" in word else "")
-        )
+        family, kind = word.partition("_")[0], "-causal" if "causal=true" in word else ""
+        place = f"backbone-{family}{kind}" if word else "strings"
         options = {"model.backbone": word} if word else {}
         runs[name] = fit("strings", args.runs / place, args.data, options)
         say("strings", options)
