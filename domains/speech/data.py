@@ -76,6 +76,7 @@ class SpeechData(BaseData):
         augment: What training does to waves at random.
         no_language: Share of training items whose prefix hides the language; evaluation always hides it.
         no_prompt: Share of training items whose prompt is left away. What the vocabulary lacks of a prompt is not read.
+        no_speech: Share of training items in whose place there is noise, so that the model learns to say nothing of it.
         bad: Whether a damaged or silent recording is an error when it is reached, or all are tried first and it is left
             out and reported.
         min_seconds: Shorter recordings are left out and reported.
@@ -115,6 +116,7 @@ class SpeechData(BaseData):
         augment: Augment | None = None,
         no_language: float = 0.5,
         no_prompt: float = 0.5,
+        no_speech: float = 0.0,
         bad: Literal["error", "skip"] = "error",
         min_seconds: float = 0.02,
         max_seconds: float = 30.0,
@@ -140,7 +142,7 @@ class SpeechData(BaseData):
             raise ConfigError(f"SpeechData: min_seconds ({min_seconds}) must be below max_seconds ({max_seconds}).")
         if bad not in ("error", "skip"):
             raise ConfigError(f"SpeechData: bad must be error or skip, got {bad!r}.")
-        for name, share in (("no_language", no_language), ("no_prompt", no_prompt)):
+        for name, share in (("no_language", no_language), ("no_prompt", no_prompt), ("no_speech", no_speech)):
             if not 0 <= share <= 1:
                 raise ConfigError(f"SpeechData: {name} must be from 0 to 1, got {share}.")
         for name, seconds in (("batch_seconds", batch_seconds), ("quadratic_seconds", quadratic_seconds)):
@@ -159,7 +161,7 @@ class SpeechData(BaseData):
         self.val_speakers, self.test_speakers = val_speakers or [], test_speakers or []
         self.concatenate = concatenate
         self.augment = augment
-        self.no_language, self.no_prompt = no_language, no_prompt
+        self.no_language, self.no_prompt, self.no_speech = no_language, no_prompt, no_speech
         self.bad, self.min_seconds, self.max_seconds = bad, min_seconds, max_seconds
         self.buckets, self.target_buckets = buckets, target_buckets
         self.batch_seconds, self.quadratic_seconds = batch_seconds, quadratic_seconds
@@ -516,6 +518,7 @@ class SpeechData(BaseData):
             rules=rules,
             no_language=self.no_language if train else 1.0,
             no_prompt=self.no_prompt if train else 0.0,
+            no_speech=self.no_speech if train else 0.0,
             seed=self.seed,
         )
 

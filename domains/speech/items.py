@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vertebra.backbones.random import item_uniform
 from vertebra.domains.batching import Batch, pad_batch
 from vertebra.domains.speech.audio import AudioError, read_audio
-from vertebra.domains.speech.augment import WaveAugment
+from vertebra.domains.speech.augment import Colour, WaveAugment, coloured_noise
 from vertebra.domains.speech.spec import NO_LANGUAGE, NO_PROMPT, SpeechSpec
 from vertebra.domains.speech.text import normalise
 from vertebra.domains.speech.utterance import Utterance
@@ -30,7 +30,9 @@ CACHE_BYTES = 512 * 2**20
 """Decoded bytes that one split keeps in memory, in one process."""
 SILENCE = 10 ** (-70 / 20)
 """Largest amplitude of a recording that counts as silence: 70 dB below full scale."""
-_MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT = range(304, 308)  # salts of the draws
+NOISE_DB = (-70.0, -10.0)
+"""Levels of noise without speech, below full scale."""
+_MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT, _NO_SPEECH = range(304, 309)  # salts of the draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,7 @@ class SpeechItems:
         rules: Gaps and speakers of such rows.
         no_language: Share of items whose prefix says that the language is unknown.
         no_prompt: Share of items whose prompt is left away.
+        no_speech: Share of items in whose place there is noise, and nothing to say.
         seed: Seed of all draws.
     """
 
@@ -126,11 +129,12 @@ class SpeechItems:
         rules: Concatenate | None = None,
         no_language: float = 1.0,
         no_prompt: float = 0.0,
+        no_speech: float = 0.0,
         seed: int = 0,
     ) -> None:
         self.recordings, self.spec, self.tokenizer, self.augment = recordings, spec, tokenizer, augment
         self.durations, self.seed = durations, seed
-        self.no_language, self.no_prompt = no_language, no_prompt
+        self.no_language, self.no_prompt, self.no_speech = no_language, no_prompt, no_speech
         self.concatenate, self.rules = concatenate, rules or Concatenate()
         utterances = recordings.utterances
         self.texts = [normalise(target_text(u), spec.normalisation) for u in utterances]
@@ -192,6 +196,7 @@ class SpeechItems:
             rules=self.rules,
             no_language=self.no_language,
             no_prompt=self.no_prompt,
+            no_speech=self.no_speech,
             seed=self.seed,
         )
 
@@ -211,6 +216,8 @@ class SpeechItems:
         rows = [self._row(i, epoch) for i in indices.tolist()]
         waves = [self._wave(members, i, epoch) for members, i in zip(rows, indices.tolist(), strict=True)]
         texts = [" ".join(filter(None, (self.texts[m] for m in members))) for members in rows]
+        for place in np.flatnonzero(item_uniform(self.seed, epoch, indices, _NO_SPEECH) < self.no_speech).tolist():
+            waves[place], texts[place] = self._noise(len(waves[place]), int(indices[place]), epoch), ""
         padded = np.zeros((len(waves), max(map(len, waves))), dtype=np.float32)
         for place, wave in zip(padded, waves, strict=True):
             place[: len(wave)] = wave
@@ -224,7 +231,7 @@ class SpeechItems:
             "lengths": torch.tensor([len(wave) for wave in waves]),
         }
         prefixes = [self._prefix(u) for u in first]
-        batch |= _padded("target", [p + self.encode(t) for p, t in zip(prefixes, texts, strict=True)])
+        batch |= _padded("target", [p + self.encode(t) if t else [] for p, t in zip(prefixes, texts, strict=True)])
         if self.spec.languages:
             hidden = item_uniform(self.seed, epoch, indices, _NO_LANGUAGE) < self.no_language
             batch["language"] = torch.tensor([p[0] for p in prefixes])
@@ -233,7 +240,7 @@ class SpeechItems:
                 [[unknown if h else p[0], p[1]] for p, h in zip(prefixes, hidden.tolist(), strict=True)]
             )
             if self.translates:
-                spoken = [self.transcript(members) for members in rows]
+                spoken = [self.transcript(m) if t else "" for m, t in zip(rows, texts, strict=True)]
                 batch |= _padded(
                     "transcript", [p + self.encode(s) if s else None for p, s in zip(prefixes, spoken, strict=True)]
                 )
@@ -277,6 +284,12 @@ class SpeechItems:
                 spaced += [np.zeros(gap, np.float32), part]
             parts = [np.concatenate(spaced)]
         return parts[0] if self.augment is None else self.augment(parts[0], epoch, item)
+
+    def _noise(self, samples: int, item: int, epoch: int) -> Wave:
+        rng = np.random.default_rng([self.seed, epoch, item, _NO_SPEECH])
+        colours: tuple[Colour, ...] = ("white", "pink", "brown")
+        noise = coloured_noise(colours[rng.integers(len(colours))], samples, self.spec.sample_rate, rng)
+        return noise * np.float32(10 ** (rng.uniform(*NOISE_DB) / 20))
 
     def transcript(self, members: Sequence[int]) -> str:
         """Return what is said in a row of utterances; empty where the transcript of one is missing."""
