@@ -1,6 +1,6 @@
 """Long recordings: windows in batches beside one at a time, memory over the length, and streaming.
 
-    python benchmarks/speech_long.py windows --data ../shared/data/speech/fsdd/recordings --model MODEL \\
+    python benchmarks/speech_long.py windows --data ../shared/data/speech/fsdd/recordings --model MODEL
         --window 8 --context 1.5
     python benchmarks/speech_long.py stream --data ../shared/data/speech/fsdd/recordings --model CAUSAL_MODEL
 
@@ -8,13 +8,14 @@ The recordings are spoken digits of the Free Spoken Digit Dataset, one behind th
 with a fixed seed. The models are those that these commands write (two minutes each on an idle core):
 
     vertebra fit speech/digits --data.root DATA --data.concatenate '{items: [1,6]}' --trainer.max_epochs 25
-    vertebra fit speech/digits --data.root DATA --data.concatenate '{items: [1,6]}' --trainer.max_epochs 25
+    vertebra fit speech/digits --data.root DATA --data.concatenate '{items: [1,6]}' --trainer.max_epochs 12
         --model.backbone hybrid_pico,causal=true,window=64 --model.feature_norm global
 
 The windows are about as long as what the model was trained on: attention does not carry over to longer ones.
 
 ``windows``: the pipeline ``speech/transcribe`` on one hour, 16 windows a batch and one a batch in turn, and where the
-time goes. Memory is what the peak of a process grew by, over what it was after a minute of audio, which is less than a batch; a process a length.
+time goes. Memory is what the peak of a process grew by, over what it was after a minute of audio, which fills no pool
+of batches; a process a length.
 
 ``stream``: chunks as a microphone gives them; the text beside that of one pass over all.
 """
@@ -129,9 +130,10 @@ def print_windows(args: argparse.Namespace) -> None:
     same = [word for word, _, _ in texts["single"]] == found
     moved = max((abs(a[1] - b[1]) for a, b in zip(*texts.values(), strict=False)), default=0.0) if same else None
     print(
-        f"torch {torch.__version__}, {args.threads} threads, median of {args.rounds} rounds, {args.minutes:g} minutes,"
+        f"torch {torch.__version__}, {args.threads} threads, median of {args.rounds} rounds, {args.minutes:g} minutes"
     )
-    print(f"{len(said):,} words, word error rate {error_rate(said, found):.2%}\n")
+    print(f"in windows of {args.window:g} s with {args.context:g} s of context at either side, {len(said):,} words, ")
+    print(f"word error rate {error_rate(said, found):.2%}\n")
     print("| windows a batch | audio s/s | ratio | words | same text |\n| ---: | ---: | ---: | ---: | --- |")
     for name, size in (("single", 1), ("batched", BATCH)):
         speed, ratio = 60 * args.minutes / medians[name], medians["single"] / medians[name]
