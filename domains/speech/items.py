@@ -216,8 +216,8 @@ class SpeechItems:
         rows = [self._row(i, epoch) for i in indices.tolist()]
         waves = [self._wave(members, i, epoch) for members, i in zip(rows, indices.tolist(), strict=True)]
         texts = [" ".join(filter(None, (self.texts[m] for m in members))) for members in rows]
-        for place in np.flatnonzero(item_uniform(self.seed, epoch, indices, _NO_SPEECH) < self.no_speech).tolist():
-            waves[place], texts[place] = self._noise(len(waves[place]), int(indices[place]), epoch), ""
+        for at in np.flatnonzero(item_uniform(self.seed, epoch, indices, _NO_SPEECH) < self.no_speech).tolist():
+            waves[at], texts[at] = self._noise(len(waves[at]), int(indices[at]), epoch), ""
         padded = np.zeros((len(waves), max(map(len, waves))), dtype=np.float32)
         for place, wave in zip(padded, waves, strict=True):
             place[: len(wave)] = wave

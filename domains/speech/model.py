@@ -217,7 +217,9 @@ class SpeechCTC(DomainModel):
         """Map log-mel features (B, frames, M), of which ``counts`` (B,) are real, to what the head says."""
         x, mask = self.positions(features, counts, prefix)
         said: dict[int, Tensor] = {}
-        y = self.backbone(x, mask, taps=self.taps(said, len(x), prompt, prompt_lengths))
+        # Without padding attention needs no mask, which is faster; where gradients are kept, looking is not worth it.
+        padded = torch.is_grad_enabled() or torch.compiler.is_compiling() or not bool(mask.all())
+        y = self.backbone(x, mask if padded else None, taps=self.taps(said, len(x), prompt, prompt_lengths))
         lengths = mask.flatten(2)[..., 0].sum(1) if self.grid else mask.sum(1)
         return Emissions(self.head(self._pool(y)), lengths, said)
 
