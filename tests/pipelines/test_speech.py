@@ -3,6 +3,7 @@
 import csv
 import json
 import wave as wavefile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,11 +317,26 @@ def read_audio_rate(wave):
     return resample(wave, 16_000, load_model("speech_digits").spec.sample_rate)
 
 
-def test_silence_says_nothing():
+@pytest.mark.parametrize("level", [0.0, 1e-4, 1e-2, 0.1])
+def test_silence_and_noise_say_nothing(level):
     transcribe = pipeline("speech/transcribe")
-    noise = 1e-4 * np.random.default_rng(0).normal(size=40_000).astype(np.float32)
-    for samples in (np.zeros(160, np.float32), np.zeros(80_000, np.float32), noise):
-        assert transcribe(samples).value == ""
+    for samples in (160, 24_000, 80_000):
+        noise = level * np.random.default_rng(samples).normal(size=samples)
+        assert transcribe(noise.astype(np.float32)).value == ""
+
+
+@pytest.mark.realdata
+def test_the_bundled_model_hears_digits_it_was_not_trained_on():
+    folder = Path(__file__).parents[3] / "shared" / "data" / "speech" / "fsdd" / "recordings"
+    if not folder.is_dir():
+        pytest.skip("../shared/data/speech/fsdd is not here")
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    files = sorted(folder.glob("*_[0-4].wav"))
+    transcribe = pipeline("speech/transcribe")
+    said = [transcribe(str(file))[0].value for file in files[::4]]
+    wrong = sum(text != names[int(file.name[0])] for text, file in zip(said, files[::4], strict=True))
+    assert len(said) == 50
+    assert wrong <= 1
 
 
 @pytest.mark.slow
