@@ -32,6 +32,8 @@ SILENCE = 10 ** (-70 / 20)
 """Largest amplitude of a recording that counts as silence: 70 dB below full scale."""
 NOISE_DB = (-70.0, -10.0)
 """Levels of noise without speech, below full scale."""
+DIGITAL_SILENCE = 0.2
+"""Share of items without speech that have no noise either."""
 _MEMBER, _GAP, _NO_LANGUAGE, _NO_PROMPT, _NO_SPEECH = range(304, 309)  # salts of the draws
 
 
@@ -289,6 +291,8 @@ class SpeechItems:
         rng = np.random.default_rng([self.seed, epoch, item, _NO_SPEECH])
         colours: tuple[Colour, ...] = ("white", "pink", "brown")
         noise = coloured_noise(colours[rng.integers(len(colours))], samples, self.spec.sample_rate, rng)
+        if rng.random() < DIGITAL_SILENCE:
+            return np.zeros_like(noise)
         return noise * np.float32(10 ** (rng.uniform(*NOISE_DB) / 20))
 
     def transcript(self, members: Sequence[int]) -> str:
