@@ -56,7 +56,7 @@ class MLP(nn.Module):
     Args:
         dim: Width D.
         hidden_dim: Width between the projections.
-        activation: ``gelu``, exact; ``quick_gelu``, x * sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415); or ``relu``.
+        activation: ``gelu``, exact; ``quick_gelu``, x * sigmoid(1.702 x) (https://arxiv.org/abs/1606.08415); ``relu``.
     """
 
     def __init__(self, dim: int, hidden_dim: int, activation: Activation = "gelu") -> None:
