@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @verb(
     "speech/identify",
     inputs="recordings (WAV, FLAC, OGG, MP3, SPHERE, ...) and folders of them",
-    outputs=".csv: a row a recording; OUT.png (table of languages)",
+    outputs=".csv: a row a recording; OUT.csv.png (how many of which language)",
     model="speech_languages",
     tasks=("speech/ctc",),
 )
