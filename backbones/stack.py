@@ -5,6 +5,7 @@ Shapes: B batch, T positions (a grid in raster order), D width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone, BackboneConfig, Between, State, Taps
+from vertebra.backbones.base import Backbone, BackboneConfig, Between, State, Tap, Taps
 from vertebra.backbones.layers import recompute
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import Carried, MixerState, TokenMixer
@@ -95,8 +96,17 @@ class Block(nn.Module):
         self.piece: int | None = None
         self.recompute = False
 
-    def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """Map x (B, T, D) to (B, T, D)."""
+    def forward(self, x: Tensor, layout: Layout, inside: Tap | None = None) -> Tensor:
+        """Map x (B, T, D) to (B, T, D).
+
+        Args:
+            x: Features.
+            layout: What the positions are to each other.
+            inside: Applied to the sum of the branches.
+        """
+        return self._close(self._branches(x, layout), inside)
+
+    def _branches(self, x: Tensor, layout: Layout) -> Tensor:
         keep = self._keep(x)
         piece = self._piece_length(x)
         if piece >= x.shape[1]:
@@ -116,12 +126,17 @@ class Block(nn.Module):
         """Map x (B, T, D) to the output (B, 1, D) of the last position alone."""
         keep = self._keep(x)
         y = self.mixer.read_last(self.norm1(x), layout)
-        return self._channels(x[:, -1:] + self._branch(y, None if keep is None else keep[0]), keep)
+        y = self._channels(x[:, -1:] + self._branch(y, None if keep is None else keep[0]), keep)
+        return self._close(y, None)
 
-    def step(self, x: Tensor, state: MixerState, mask: Tensor | None) -> Tensor:
-        """Map the next positions x (B, T, D) to (B, T, D)."""
+    def step(self, x: Tensor, state: MixerState, mask: Tensor | None, inside: Tap | None = None) -> Tensor:
+        """Map the next positions x (B, T, D) to (B, T, D); ``inside`` as in ``forward``."""
         x = x + self.mixer.step(self.norm1(x), state, mask)
-        return self._channels(x, None)
+        return self._close(self._channels(x, None), inside)
+
+    def _close(self, x: Tensor, inside: Tap | None) -> Tensor:
+        """Return what leaves the block from the sum x of its branches."""
+        return x if inside is None else inside(x)
 
     def _piece_length(self, x: Tensor) -> int:
         whole: int = x.shape[1]
@@ -236,14 +251,16 @@ class SequenceBackbone(Backbone):
             mask=None if mask is None else mask.flatten(1),
             segments=segments,
         )
+        x = self._place(x, layout)
         for index, layer in enumerate(self.layers):
-            x = between(index, layer(x, layout))
+            x = between.after(index, layer(x, layout, functools.partial(between.inside, index)))
         return self.norm(x).reshape(shape)
 
     def read_last(self, x: Tensor) -> Tensor:
         """Map x (B, T, D) to the features (B, D) of the last position: the last layer is spared the others."""
         self._check(x, None, None)
         layout = Layout(batch=x.shape[0], length=x.shape[1], device=x.device, causal=self.config.causal)
+        x = self._place(x, layout)
         for layer in self.layers[:-1]:
             x = layer(x, layout)
         last = self.layers[-1]
@@ -281,9 +298,10 @@ class SequenceBackbone(Backbone):
         if mask is not None and bool((mask[:, :-1] & ~mask[:, 1:]).any()):
             raise ShapeError(f"{type(self).__name__}.step: padding must stand on the left of the real positions.")
         between = Between(self, None, taps)
+        x = self._place_next(x, state, mask)
         for index, (layer, layer_state) in enumerate(zip(self.layers, state.layers, strict=True)):
             assert isinstance(layer, Block)
-            x = between(index, layer.step(x, layer_state, mask))
+            x = between.after(index, layer.step(x, layer_state, mask, functools.partial(between.inside, index)))
         return self.norm(x)
 
     def set_recompute(self, recompute: bool, piece: int | None = None) -> None:
@@ -293,6 +311,14 @@ class SequenceBackbone(Backbone):
         for block in self.layers:
             assert isinstance(block, Block)
             block.recompute, block.piece = recompute, piece
+
+    def _place(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return x (B, T, D) with what tells its positions; a family with positions of its own adds them here."""
+        return x
+
+    def _place_next(self, x: Tensor, state: StackState, mask: Tensor | None) -> Tensor:
+        """Return the next positions x (B, T, D) with what ``_place`` adds, and count them in ``state``."""
+        return x
 
     def _mixer(self, index: int) -> TokenMixer:
         block = self.layers[index]
