@@ -378,10 +378,10 @@ def _few(names: list[str], most: int = 3) -> str:
 # ---------------------------------------------------------------- presets
 
 
-@preset(params=8_576)
+@preset(params=70_016)
 def opt_test() -> OPTConfig:
-    """For tests: a few thousand parameters, norms behind the branches."""
-    return OPTConfig(dim=16, depth=2, heads=2, hidden=32, norm_first=False, max_length=256)
+    """For tests: norms behind the branches; most parameters are positions, enough for every recipe's sequences."""
+    return OPTConfig(dim=16, depth=2, heads=2, hidden=32, norm_first=False, max_length=4096)
 
 
 @preset(params=719_808)
