@@ -1,13 +1,13 @@
 """Adjacent mesh tokenization (AMT): a face that goes on from the one before costs one vertex, not three.
 
-Source: MeshAnything V2 (https://arxiv.org/abs/2408.02555). Ids are the coordinates' cells, x y z of a vertex in turn, and
+Source: MeshAnything V2 (https://arxiv.org/abs/2408.02555). Ids are the cells of coordinates, x y z of each vertex, and
 ``bins`` for the separator ``&`` between strips; every three vertices that follow each other in a strip are a face::
 
     x y z  x y z  x y z  x y z ...  &  x y z  x y z  x y z ...
 
-A strip starts with the first of the faces left, its vertices in order, and goes on with the lowest vertex that makes one
-of the faces left together with the strip's last two. A strip of m faces is 3 (m + 2) ids, and a separator but for the
-last. As in the original, the winding of faces is lost.
+A strip starts with the first of the faces left, its vertices in order, and goes on with the lowest vertex that makes
+one of the faces left together with the strip's last two. A strip of m faces is 3 (m + 2) ids, and a separator but for
+the last strip. As in the original, the winding of faces is lost.
 
 *How ours differs*: linear time, and the decoder refuses a sequence that the original mends. The exchange token of the
 paper, which the released model does not have either, is left out.
@@ -76,7 +76,7 @@ def strip_order(faces: Ints) -> Ints:
     """Order the vertices of a mesh in strips, in time linear in the faces but for one sort.
 
     Args:
-        faces: Vertex indices (F, 3) of different faces, each of three different vertices; sorted by their sorted indices.
+        faces: Vertex indices (F, 3) of different faces without repeated vertices, sorted by their sorted indices.
 
     Returns:
         Vertex indices, with -1 between strips.
