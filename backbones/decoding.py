@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -33,17 +33,32 @@ may come next, bool (B, V) or (V,). At least one must be allowed."""
 Reason = Literal["stop", "length", "grammar"]
 
 
+class Machine(Protocol):
+    """A grammar with a memory of fixed size S an item, which follows items through the batch and through beams."""
+
+    def begin(self, batch: int, device: torch.device) -> Tensor:
+        """Return the states (B, S) before the first token."""
+
+    def allowed(self, states: Tensor) -> Tensor:
+        """Return which tokens may come next, bool (B, V)."""
+
+    def read(self, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Read the tokens ids (B,); return what the embedding is given for them, (B, ...), and the new states."""
+
+
 @dataclass(frozen=True)
 class Decoder:
     """What generates: a causal backbone between an embedding and a head.
 
     Args:
         backbone: Causal.
-        embed: Maps ids (B, T) to features (B, T, D).
+        embed: Maps ids (B, T), or what the machine makes of them (B, T, ...), to features (B, T, D).
         head: Maps features (B, D) to logits (B, V).
         device: Where ids and state live.
         compiled: Compile the step of one position (half a minute, once for each batch size, then two to three times
             as fast for small batches, where a step's time is mostly that of calling many small operations).
+        machine: Grammar with memory; it reads the prompts too.
+        prefix: Features (B, P, D) of each item before its prompt, which may then be empty.
     """
 
     backbone: Backbone
@@ -51,27 +66,74 @@ class Decoder:
     head: Callable[[Tensor], Tensor]
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
     compiled: bool = False
+    machine: Machine | None = None
+    prefix: Tensor | None = None
 
-    def logits(self, ids: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
-        """Advance ``state`` by ids (B, T); return float32 logits (B, V) of the position after the last one."""
-        step = self._compiled_step if self.compiled and ids.shape[1] == 1 and mask is None else self.backbone.step
-        return self.head(step(self.embed(ids), state, mask)[:, -1]).float()
+    def logits(self, features: Tensor, state: State, mask: Tensor | None = None) -> Tensor:
+        """Advance ``state`` by features (B, T, D); return float32 logits (B, V) of the position after the last one."""
+        step = self._compiled_step if self.compiled and features.shape[1] == 1 and mask is None else self.backbone.step
+        return self.head(step(features, state, mask)[:, -1]).float()
 
     @functools.cached_property
     def _compiled_step(self) -> Callable[[Tensor, State, Tensor | None], Tensor]:
         return torch.compile(self.backbone.step)
 
-    def prefill(self, ids: Tensor, state: State, mask: Tensor | None = None, piece: int = 2048) -> Tensor:
-        """Read prompts ids (B, T) of any length, ``piece`` positions at a time; return logits (B, V) after them."""
+    def read(self, ids: Tensor, states: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the features (B, 1, D) of tokens ids (B,), and the machine's states behind them."""
+        if self.machine is None or states is None:
+            return self.embed(ids[:, None]), None
+        inputs, states = self.machine.read(states, ids)
+        return self.embed(inputs[:, None]), states
+
+    def begin(self, prompts: Sequence[Tensor] | Tensor, room: int, piece: int) -> tuple[State, Tensor, Tensor | None]:
+        """Read prefix and prompts.
+
+        Args:
+            prompts: As in ``generate``.
+            room: Positions to keep room for behind them.
+            piece: Most positions that are read at a time.
+
+        Returns:
+            The state, the logits (B, V) of what comes next, and the machine's states.
+
+        Raises:
+            ShapeError: There is nothing to read.
+        """
+        ids, mask = _padded(prompts, self.device, empty=self.prefix is not None)
+        count, longest = ids.shape
+        states, inputs = None, ids
+        if self.machine is not None:
+            states = self.machine.begin(count, self.device)
+            rows = []
+            for place in range(longest):
+                row, after = self.machine.read(states, ids[:, place])
+                rows.append(row)
+                states = after if mask is None else torch.where(mask[:, place, None], after, states)
+            inputs = torch.stack(rows, dim=1) if rows else ids
+        whole = None
+        if self.prefix is not None:
+            if len(self.prefix) != count:
+                raise ShapeError(f"decoding: {count} prompts need as many prefixes, got {len(self.prefix)}.")
+            whole = self.prefix if longest == 0 else torch.cat([self.prefix, self.embed(inputs)], dim=1)
+            length = whole.shape[1]
+            if mask is not None:  # padding goes before the prefix
+                places = torch.arange(length, device=self.device)
+                shift = longest - mask.sum(1)[:, None]  # (B, 1)
+                inside = (places >= shift) & (places < shift + self.prefix.shape[1])
+                source = torch.where(inside, places - shift, places)  # (B, P + T)
+                whole = whole.gather(1, source[:, :, None].expand_as(whole))
+                mask = places >= shift
+        length = longest if whole is None else whole.shape[1]
+        state = self.backbone.init_state(count, length + room, device=self.device)
         logits = None
-        for start in range(0, ids.shape[1], piece):
+        for start in range(0, length, piece):
             here = None if mask is None else mask[:, start : start + piece]
             if here is not None and bool(here.all()) and start == 0:
                 here = None
-            logits = self.logits(ids[:, start : start + piece], state, here)
-        if logits is None:
-            raise ShapeError("prefill: a prompt must have at least one token, got none; begin with a start token.")
-        return logits
+            part = slice(start, start + piece)
+            logits = self.logits(self.embed(inputs[:, part]) if whole is None else whole[:, part], state, here)
+        assert logits is not None
+        return state, logits, states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +275,8 @@ def generate(
         found = []
         for i, prompt in enumerate(prompts):
             number = i if numbers is None else numbers[i]
-            found.append(_beam(decoder, prompt, stop, strategy, allowed, number, piece)[0])
+            own = decoder if decoder.prefix is None else dataclasses.replace(decoder, prefix=decoder.prefix[i : i + 1])
+            found.append(_beam(own, prompt, stop, strategy, allowed, number, piece)[0])
         return found
     count = len(prompts)
     tokens: list[list[int]] = [[] for _ in range(count)]
@@ -255,15 +318,14 @@ def stream(
     """
     if strategy.method == "beam":
         raise ConfigError("decoding: beams cannot be streamed, their tokens are known at the end; use generate.")
-    ids, mask = _padded(prompts, decoder.device)
-    items = torch.arange(len(ids), device=decoder.device)
-    draws = torch.as_tensor(list(numbers) if numbers is not None else range(len(ids)))
-    state = decoder.backbone.init_state(len(ids), ids.shape[1] + stop.max_new, device=decoder.device)
-    logits = decoder.prefill(ids, state, mask, piece)
-    tokens = ids.new_empty(len(ids), 0)
+    state, logits, states = decoder.begin(prompts, stop.max_new, piece)
+    count = len(logits)
+    items = torch.arange(count, device=decoder.device)
+    draws = torch.as_tensor(list(numbers) if numbers is not None else range(count))
+    written = torch.empty(count, stop.max_new, dtype=torch.long, device=decoder.device)
     for step in range(stop.max_new):
         raw = logits.log_softmax(-1)
-        logits, stuck = _restrict(logits, allowed, tokens, items)
+        logits, stuck = _restrict(logits, decoder.machine, states, allowed, written[:, :step], items)
         if strategy.method == "greedy":
             chosen = logits.argmax(-1)
         else:
@@ -271,15 +333,17 @@ def stream(
             chosen = sample(logits, uniform.to(decoder.device), strategy)
         chosen = chosen.masked_fill(stuck, 0)
         log_probs = raw.gather(1, chosen[:, None])[:, 0]
-        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        ended = stop.ends(tokens) | stuck
+        written[:, step] = chosen
+        ended = stop.ends(written[:, : step + 1]) | stuck
         yield Step(items, chosen.masked_fill(stuck, -1), log_probs, ended)
         if step + 1 == stop.max_new or bool(ended.all()):
             return
         if bool(ended.any()):
             going = (~ended).nonzero()[:, 0]
-            state, items, tokens, chosen = state.select(going), items[going], tokens[going], chosen[going]
-        logits = decoder.logits(chosen[:, None], state)
+            state, items, written, chosen = state.select(going), items[going], written[going], chosen[going]
+            states = None if states is None else states[going]
+        features, states = decoder.read(chosen, states)
+        logits = decoder.logits(features, state)
 
 
 def sample(logits: Tensor, uniform: Tensor, strategy: Strategy) -> Tensor:
@@ -306,19 +370,33 @@ def sample(logits: Tensor, uniform: Tensor, strategy: Strategy) -> Tensor:
     return order.gather(1, torch.minimum(place, last)[:, None])[:, 0]
 
 
-def _restrict(logits: Tensor, allowed: Allowed | None, tokens: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits with -inf for what the grammar forbids, and which rows have nothing left."""
-    if allowed is None:
+def _restrict(
+    logits: Tensor,
+    machine: Machine | None,
+    states: Tensor | None,
+    allowed: Allowed | None,
+    tokens: Tensor,
+    items: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the logits with -inf for what the grammars forbid, and which rows have nothing left."""
+    may = None
+    if machine is not None and states is not None:
+        may = machine.allowed(states)
+    if allowed is not None:
+        also = allowed(tokens, items).to(logits.device).expand(logits.shape)
+        may = also if may is None else may & also
+    if may is None:
         return logits, torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-    may = allowed(tokens, items).to(logits.device).expand(logits.shape)
     stuck = ~may.any(-1)
     return logits.masked_fill(~may & ~stuck[:, None], -torch.inf), stuck
 
 
-def _padded(prompts: Sequence[Tensor] | Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def _padded(
+    prompts: Sequence[Tensor] | Tensor, device: torch.device, empty: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Put prompts into one batch (B, T), padded on the left, and return the mask of real positions."""
     rows = [torch.as_tensor(p, device=device).long() for p in prompts]
-    if not rows or min(map(len, rows)) == 0:
+    if not rows or (min(map(len, rows)) == 0 and not empty):
         raise ShapeError("decoding: every prompt must have at least one token, got none; begin with a start token.")
     longest = max(map(len, rows))
     ids = torch.stack([torch.cat([row.new_zeros(longest - len(row)), row]) for row in rows])
@@ -354,10 +432,8 @@ def beam_search(
 def _beam(
     decoder: Decoder, prompt: Tensor, stop: Stop, strategy: Strategy, allowed: Allowed | None, number: int, piece: int
 ) -> list[Generated]:
-    ids, _ = _padded([prompt], decoder.device)
-    state: State = decoder.backbone.init_state(1, ids.shape[1] + stop.max_new, device=decoder.device)
-    logits = decoder.prefill(ids, state, None, piece)
-    tokens, log_probs = ids.new_empty(1, 0), logits.new_empty(1, 0)
+    state, logits, states = decoder.begin([prompt], stop.max_new, piece)
+    tokens, log_probs = torch.empty(1, 0, dtype=torch.long, device=decoder.device), logits.new_empty(1, 0)
     done: list[tuple[float, Generated]] = []
 
     def rank(score: float, length: int) -> float:
@@ -370,7 +446,7 @@ def _beam(
     for step in range(stop.max_new):
         raw = logits.log_softmax(-1)
         items = torch.full((len(tokens),), number, device=decoder.device)
-        restricted, stuck = _restrict(raw, allowed, tokens, items)
+        restricted, stuck = _restrict(raw, decoder.machine, states, allowed, tokens, items)
         for row in stuck.nonzero()[:, 0].tolist():
             finish(row, "grammar", tokens, log_probs)
         scores = (log_probs.sum(1)[:, None] + restricted).masked_fill(stuck[:, None], -torch.inf)  # (K, V)
@@ -392,7 +468,8 @@ def _beam(
         if len(done) == strategy.beams and done[-1][0] >= hope:
             break
         state, tokens, log_probs = state.select(rows[going]), tokens[going], log_probs[going]
-        logits = decoder.logits(chosen[going][:, None], state)
+        features, states = decoder.read(chosen[going], None if states is None else states[rows[going]])
+        logits = decoder.logits(features, state)
     return [result for _, result in done]
 
 

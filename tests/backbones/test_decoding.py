@@ -221,3 +221,79 @@ def test_a_compiled_step_gives_the_same_tokens(monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     compiled = dataclasses.replace(decoder, compiled=True)
     assert [g.ids.tolist() for g in generate(compiled, PROMPTS[:1], Stop(max_new=9), Strategy(seed=1))] == wanted
+
+
+class Rising:
+    """Tokens may not fall, 0 apart; the embedding is told the sum so far."""
+
+    def begin(self, batch, device):
+        return torch.zeros(batch, 2, dtype=torch.long, device=device)
+
+    def allowed(self, states):
+        tokens = torch.arange(VOCABULARY)
+        return (tokens >= states[:, :1]) | (tokens == 0)
+
+    def read(self, states, ids):
+        total = states[:, 1] + ids
+        return torch.stack([ids, total], dim=-1), torch.stack([ids, total], dim=-1)
+
+
+def embed_sums(embed, inputs):
+    return embed(inputs[..., 0]) * (1 + 0.1 * (inputs[..., 1:] % 7))
+
+
+@every_form
+@pytest.mark.parametrize("machine", [False, True])
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_prefix_and_machine_equal_the_uncached_computation(name, machine, method):
+    decoder = make(name)
+    prefix = torch.randn(4, 5, decoder.backbone.config.dim, generator=torch.Generator().manual_seed(1))
+    prompts = [torch.tensor([1, 3, 5]), torch.tensor([], dtype=torch.long), torch.tensor([4]), torch.tensor([0, 2, 2])]
+    embed = decoder.embed
+    decoder = dataclasses.replace(decoder, prefix=prefix)
+    if machine:
+        decoder = dataclasses.replace(decoder, machine=Rising(), embed=functools.partial(embed_sums, embed))
+    strategy = Strategy(method=method, beams=1)
+    found = generate(decoder, prompts, Stop(max_new=8, ids=(8,)), strategy, piece=4)
+    for prompt, before, one in zip(prompts, prefix, found, strict=True):
+        ids = prompt
+        for token, log_prob in zip(one.ids, one.log_probs, strict=True):
+            inputs = torch.stack([ids, ids.cumsum(0)], dim=-1) if machine else ids
+            features = torch.cat([before, decoder.embed(inputs)])
+            with torch.no_grad():
+                expected = decoder.head(decoder.backbone(features[None]))[0, -1].log_softmax(-1)
+            assert torch.allclose(expected[token], log_prob, atol=1e-4)
+            if machine and len(ids):
+                expected = expected.masked_fill(~Rising().allowed(torch.stack([ids[-1:], ids[-1:]], 1))[0], -torch.inf)
+            assert int(expected.argmax()) == int(token)
+            ids = torch.cat([ids, token[None]])
+        assert one.reason == ("stop" if int(ids[-1]) == 8 else "length")
+
+
+def test_machine_follows_beams_and_joins_the_grammar():
+    decoder = make("illama_test")
+    embed = functools.partial(embed_sums, decoder.embed)
+    decoder = dataclasses.replace(decoder, machine=Rising(), embed=embed)
+    found = beam_search(decoder, torch.tensor([2]), Stop(max_new=6), Strategy(method="beam", beams=4))
+    assert len({tuple(one.ids.tolist()) for one in found}) == 4
+    for one in found:
+        ids = [2, *one.ids.tolist()]
+        assert all(b >= a or b == 0 for a, b in itertools.pairwise(ids))
+        inputs = torch.tensor(ids)
+        features = embed(torch.stack([inputs, inputs.cumsum(0)], dim=-1))
+        with torch.no_grad():
+            every = decoder.head(decoder.backbone(features[None]))[0].log_softmax(-1)
+        expected = every[:-1].gather(1, inputs[1:, None])[:, 0]
+        assert torch.allclose(expected, one.log_probs, atol=1e-4)
+
+    def never_zero(tokens, items):
+        return torch.arange(VOCABULARY) > 0
+
+    (one,) = generate(decoder, [torch.tensor([7])], Stop(max_new=4), Strategy(seed=3), allowed=never_zero)
+    assert set(one.ids.tolist()) <= {7, 8}
+
+
+def test_prefixes_must_be_as_many_as_prompts():
+    decoder = dataclasses.replace(make("illama_test"), prefix=torch.zeros(2, 3, 16))
+    with pytest.raises(ShapeError, match="decoding: 1 prompts need as many prefixes, got 2"):
+        generate(decoder, [torch.tensor([1])], Stop(max_new=2))
