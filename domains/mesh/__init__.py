@@ -1,0 +1,1 @@
+"""Mesh generation: triangle meshes as sequences."""
