@@ -384,12 +384,12 @@ def _house(
     parts = [box(-x, x, 0, wall, -z, z), *_roof(roof, x + over, z + over, wall, pitch, chimney)]
     # Doors and windows are plates on the walls.
     sill = 0.04 if entry != "plain" else 0.0
-    parts.append(box(-0.07, 0.07, sill, 0.22, z, z + _THIN))
+    parts.append(box(-0.06, 0.06, sill, 0.22, z, z + _THIN))
     if sill:
-        parts.append(box(-0.13, 0.13, 0, sill, z, z + 0.16))
+        parts.append(box(-0.11, 0.11, 0, sill, z, z + 0.16))
     if entry == "porch":
-        parts.append(box(-0.13, 0.13, 0.25, 0.28, z, z + 0.16))
-        parts += [box(x0, x1, sill, 0.25, z + 0.12, z + 0.15) for x0, x1 in _sides(0.09, 0.12)]
+        parts.append(box(-0.11, 0.11, 0.25, 0.28, z, z + 0.16))
+        parts += [box(x0, x1, sill, 0.25, z + 0.12, z + 0.15) for x0, x1 in _sides(0.07, 0.1)]
     for floor in range(stories) if windows != "none" else ():
         y0, y1 = (floor + 0.38) * story, (floor + 0.74) * story
         across_front = _spread(3, -x, x, 0.12)
@@ -432,7 +432,7 @@ _FAMILIES = {
     ),
     "chair": _Family(
         {
-            "back": ("panel", "slats", "ladder", "none"),
+            "back": ("panel", "panel", "slats", "slats", "ladder", "ladder", "none"),
             "base": ("legs", "legs", "sled", "pedestal"),
             "width": Span(0.4, 0.6),
             "depth": Span(0.4, 0.55),
