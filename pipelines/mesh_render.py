@@ -29,14 +29,19 @@ THREE_QUARTER: View = (35, 25)
 """The view of single pictures."""
 GREY, BLUE = "#B4BAC2", "#7FB2DC"
 """Colours of points and of meshes."""
+INK = np.array([0.10, 0.12, 0.16], dtype=np.float32)
+"""Colour of lines, 0 to 1."""
+KEY_LIGHT = np.array([-0.35, 0.60, 0.72]) / np.sqrt(1.0009)
+FILL_LIGHT = np.array([0.80, 0.05, 0.60]) / np.sqrt(1.0025)
+"""Unit vectors towards the lights: right, up, towards the camera."""
+AMBIENT, UPWARD, KEY, FILL = 0.46, 0.05, 0.50, 0.14
+"""Light of any surface, of those that look up, and of the two lights; top, front and side of a box in
+``THREE_QUARTER`` are told apart: 0.97, 0.71 and 0.58."""
 
 _SAMPLES = 3  # along each side of a pixel
 _MARGIN = 0.94  # of the picture that a frame fills
 _CHUNK = 1 << 21  # samples at once
 _DEPTHS = (1 << 31) - 1  # steps of the depth buffer
-_INK = np.array([0.10, 0.12, 0.16], dtype=np.float32)
-_KEY = np.array([-0.35, 0.60, 0.72])  # towards the lights: right, up, towards the camera
-_FILL = np.array([0.80, 0.05, 0.60])
 
 
 class Mesh(Protocol):
@@ -143,7 +148,7 @@ def render(
     ink = _outline(depth, side, covered, scale * frame.radius)
     if wire:
         ink = np.maximum(ink, _wires(seen, face, covered, side))
-    samples += ink[:, None] * (_INK - samples)
+    samples += ink[:, None] * (INK - samples)
     return _compose(samples, covered, depth, size, scale * frame.radius)
 
 
@@ -365,10 +370,8 @@ def _depth_map(nearest: Ints, covered: Ints, seen: Floats) -> Singles:
 def _light(normals: Floats) -> Floats:
     """Light of surfaces with these unit normals (N, 3), right, up, towards the camera; their far side is lit too."""
     facing = normals * np.where(normals[:, 2:] < 0, -1.0, 1.0)
-    key = np.maximum(facing @ (_KEY / np.linalg.norm(_KEY)), 0.0)
-    fill = np.maximum(facing @ (_FILL / np.linalg.norm(_FILL)), 0.0)
-    # Top, front and side of a box in THREE_QUARTER are told apart: 0.97, 0.71, 0.58.
-    return 0.46 + 0.05 * facing[:, 1] + 0.50 * key + 0.14 * fill
+    key, fill = (np.maximum(facing @ light, 0.0) for light in (KEY_LIGHT, FILL_LIGHT))
+    return AMBIENT + UPWARD * facing[:, 1] + KEY * key + FILL * fill
 
 
 def rgb(colour: str) -> Floats:

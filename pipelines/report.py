@@ -78,6 +78,11 @@ class Report:
         self._parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
         return self
 
+    def html(self, fragment: str) -> Report:
+        """Add HTML as it is, scripts too: only what this package made, never unescaped words of users or files."""
+        self._parts.append(fragment)
+        return self
+
     def write(self, path: Path) -> Path:
         """Write the file whole.
 

@@ -79,6 +79,12 @@ def test_tables_put_numbers_on_the_right_with_four_digits(tmp_path):
     assert f"<tr><td></td><td>True</td><td>x</td>{number('1e-09')}</tr>" in text
 
 
+def test_html_is_kept_as_it_is_in_its_place(tmp_path):
+    fragment = "<figure><script>1 < 2 && '\\n'</script></figure>"
+    text = Report("t").text("before").html(fragment).text("after").write(tmp_path / "r.html").read_text()
+    assert f"<p>before</p>\n{fragment}\n<p>after</p>" in text
+
+
 def test_a_report_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"^output: '.*report\.html' cannot be written \(.*\); choose another folder"):
