@@ -15,6 +15,8 @@ paper, which the released model does not have either, is left out.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -87,12 +89,12 @@ def strip_order(faces: Ints) -> Ints:
     _, edges = np.unique(ends[:, 0] * (faces.max() + 1) + ends[:, 1], return_inverse=True)  # (3 F,)
     # The sides at an edge lie together, by the vertex across, so that the first whose face is left is the one to take.
     sides = np.lexsort((corners.reshape(-1), edges))
-    stops = np.cumsum(np.bincount(edges)).tolist()
-    cursors = [0, *stops[:-1]]  # of each edge; all before is used, so an edge of many faces is read once in all
-
-    edge_of, side_at, corner_at = edges.tolist(), sides.tolist(), corners.reshape(-1).tolist()
+    # Arrays: as fast to index as lists, and close together in memory, so that the time a face stays the same.
+    stops = _array(np.cumsum(np.bincount(edges)))
+    cursors = array("q", [0, *stops[:-1]])  # all before is used: an edge of many faces is read through once in all
+    edge_of, side_at, corner_at = _array(edges), _array(sides), _array(corners)
     used = bytearray(len(faces))
-    order: list[int] = []
+    order = array("q")
     for start in range(len(faces)):
         if used[start]:
             continue
@@ -119,3 +121,7 @@ def strip_order(faces: Ints) -> Ints:
                 first += 1
             edge, before, last = edge_of[first], last, vertex
     return np.array(order, dtype=np.int64)
+
+
+def _array(x: Ints) -> array[int]:
+    return array("q", x.astype(np.int64).tobytes())
