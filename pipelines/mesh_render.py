@@ -27,7 +27,7 @@ View = tuple[float, float]
 
 THREE_QUARTER: View = (35, 25)
 """The view of single pictures."""
-GREY, BLUE = "#B4BAC2", "#7FB2DC"
+GREY, BLUE = "#A4ABB5", "#7FB2DC"
 """Colours of points and of meshes."""
 INK = np.array([0.10, 0.12, 0.16], dtype=np.float32)
 """Colour of lines, 0 to 1."""
@@ -187,7 +187,7 @@ def render_points(
         frame = Frame.around([places], [view])
     seen, scale = _project(places, view, size, frame)  # (N, 3)
     side, reach = size * _SAMPLES, scale * frame.radius
-    # Balls cover about the area of the picture's middle once.
+    # Balls cover about half of the picture once, and stay between a dot and a bead, in pixels, whatever their number.
     radius = _SAMPLES * float(np.clip(0.42 * size / math.sqrt(max(len(places), 1)), 0.9, 2.6))
     steps = np.arange(-math.ceil(radius), math.ceil(radius) + 1)
     down, right = (a.ravel() for a in np.meshgrid(steps, steps, indexing="ij"))
@@ -213,7 +213,8 @@ def render_points(
     if facing is not None:
         turned = facing @ camera(view).T
         turned /= np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
-        away = np.where(turned[point, 2] < 0, 0.6, 0.0)
+        away = np.where(turned[point, 2] < 0, 0.6, 0.0)  # what shines through is seen to be behind
+        # Mostly the light of the surface, and enough of the ball's own that single points are told apart.
         bump = 0.35 * bump + turned[point] * np.sign(turned[point, 2:] + 1e-9)
         bump /= np.maximum(np.linalg.norm(bump, axis=1, keepdims=True), 1e-12)
     pale = np.clip(0.5 - 0.5 * seen[point, 2] / max(reach, 1e-9), 0.0, 1.0)  # 0 near, 1 far
@@ -390,6 +391,7 @@ def _wires(seen: Floats, face: Ints, covered: Ints, side: int) -> Singles:
     normal = np.stack([-along[..., 1], along[..., 0]], axis=2) / length[..., None]  # (F, 3, 2)
     area = np.abs(along[:, 0, 0] * along[:, 1, 1] - along[:, 0, 1] * along[:, 1, 0])
     inner = area / length.sum(1) / _SAMPLES  # radius of the circle inside, in pixels
+    # Below a pixel lines would be all there is; from four on they are as dark as ever.
     strength = (0.72 * _smooth((inner - 0.9) / 3.0)).astype(np.float32)
     offset = -(normal * start).sum(2)
     lines = np.concatenate([normal, offset[..., None]], axis=2).astype(np.float32)  # (F, 3, 3)
@@ -410,7 +412,7 @@ def _wires(seen: Floats, face: Ints, covered: Ints, side: int) -> Singles:
 
 def _outline(depth: Singles, side: int, covered: Ints, reach: float) -> Singles:
     """Share of ink (N,) of covered samples: a line where the surface ends before what is behind it."""
-    least = np.float32(0.06 * reach)
+    least = np.float32(0.06 * reach)  # more than steep faces fall in two samples
     behind = np.zeros((side, side), dtype=bool)
     for step in (1, 2):
         for axis in (0, 1):
@@ -443,6 +445,7 @@ def _hollows(depth: Singles, reach: float) -> Singles:
     """Light that is left (size, size) where opposite neighbours are nearer to the camera than a pixel."""
     size = len(depth)
     dark = np.zeros_like(depth)
+    # Corners of rooms and of small parts alike: shares of the picture.
     rings = [max(1, round(size * r)) for r in (0.012, 0.03, 0.06)]
     pad = max(rings)
     filled = np.where(np.isfinite(depth), depth, np.float32(-1e9))
@@ -455,5 +458,5 @@ def _hollows(depth: Singles, reach: float) -> Singles:
             other = padded[pad - y : pad - y + size, pad - x : pad - x + size] - filled
             rise = np.minimum(one, limit) + np.minimum(other, limit)
             dark += np.clip(rise / (2 * limit), 0.0, 1.0)
-    dark /= 6 * len(rings)
-    return np.float32(1.0) - np.float32(0.85) * np.clip(dark, 0.0, 0.6)
+    dark /= 6 * len(rings)  # angles and rings
+    return np.float32(1.0) - np.float32(0.85) * np.clip(dark, 0.0, 0.6)  # half of the light is left at least

@@ -143,7 +143,7 @@ def test_points_with_normals_show_their_near_side():
         assert drawn(image)[np.hypot(x, y) < 52].mean() > 0.6
         assert not drawn(image)[np.hypot(x, y) > 61].any()
     upper, lower = (lit[rows, 55:65].astype(int) for rows in (slice(10, 25), slice(95, 110)))
-    assert upper[drawn(upper)].mean() > lower[drawn(lower)].mean() + 25
+    assert upper[drawn(upper)].mean() > lower[drawn(lower)].mean() + 15
     far = render_points(np.concatenate([places, -places], 1)[places[:, 2] > 0], 0, 0, 120)
     assert far[drawn(far)].mean() > lit[drawn(lit)].mean() + 15  # pale, as they look away
 
