@@ -71,7 +71,7 @@ def _write_scans(folder: Path, seed: int) -> list[Path]:
         else:
             paths.append(folder / "clouds" / f"{name}.npy")
             np.save(paths[-1], np.concatenate([points, normals], axis=1).astype(np.float32))
-    return paths
+    return sorted(paths)
 
 
 def _write_damaged(folder: Path, seed: int) -> list[Path]:
