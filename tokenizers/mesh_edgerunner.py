@@ -94,8 +94,7 @@ class EdgeRunnerGrammar(MeshGrammar):
     """``BOM`` and nine coordinates, then any number of ``L`` or ``R`` with three.
 
     Registers: v0, v1, v2 of the face being written, one integer each, -1 for those still to come; then what is begun of
-    the next one. A vertex may not repeat another of its face, nor begin so that it would have to, as it could
-    where there are two cells a side.
+    the next one. No vertex may repeat another of its face, which its last coordinate is kept from.
 
     Args:
         bins: Cells a side.
@@ -144,14 +143,10 @@ class EdgeRunnerGrammar(MeshGrammar):
 
     def allowed(self, state: Tensor) -> Tensor:
         """As in ``MeshGrammar``."""
-        axis, begun = self.axis[state[:, :1]], state[:, self.BEGUN :]  # (B, 1)
         vertices = state[:, self.V0 : self.BEGUN]  # (B, 3)
-        rows = vertices // self.bins  # their x and y; -1 where to come, as nothing begun is
-        full = (rows[:, :, None] == rows[:, None]).sum(2) >= self.bins  # no z is left beside theirs
-        last = (axis == 2) & (rows == begun)
-        dead = (axis == 1) & (rows // self.bins == begun) & full
-        barred = torch.where(last, vertices, rows) % self.bins + _OPS
-        barred = torch.where(last | dead, barred, self.spare[state[:, :1]])
+        # One to come is -1, and so is its quotient, which nothing begun is where z is read.
+        clash = (self.axis[state[:, :1]] == 2) & (vertices // self.bins == state[:, self.BEGUN :])
+        barred = torch.where(clash, vertices % self.bins + _OPS, self.spare[state[:, :1]])
         return super().allowed(state).scatter(1, barred, False)
 
 

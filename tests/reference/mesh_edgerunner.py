@@ -132,24 +132,16 @@ def decode(ids):
 
 
 def allowed(prefix, bins):
-    """The ids that may follow, ``bins + 3`` for the end: those after which a mesh without repeats can still come."""
+    """The ids that may follow, ``bins + 3`` for the end: those that leave the vertices of every face different."""
     tokens, face = list(prefix), []
-    edge = None  # vertices that the next must differ from
     while tokens:
         op, tokens = tokens[0], tokens[1:]
         count = 9 if op == 2 else 3
         read, tokens = tokens[:count], tokens[count:]
-        edge = {2: [], 0: face[:1] + face[2:], 1: face[:2]}[op]
-        whole = [tuple(read[i : i + 3]) for i in range(0, len(read) // 3 * 3, 3)]
+        vertices = [read[i : i + 3] for i in range(0, len(read), 3)]
+        edge = {2: [], 0: [face[0], face[2]], 1: [face[1], face[0]]}[op] if face else []
         if len(read) < count:
-            return set(coordinates(edge + whole, tuple(read[len(whole) * 3 :]), bins))
-        v = whole[0]
-        face = whole if op == 2 else [v, face[0], face[2]] if op == 0 else [v, face[1], face[0]]
+            begun = vertices.pop() if len(read) % 3 else []
+            return {token for token in range(3, bins + 3) if [*begun, token] not in vertices + edge}
+        face = vertices + edge
     return {0, 1, 2, bins + 3} if face else {2}
-
-
-def coordinates(others, begun, bins):
-    for token in range(3, bins + 3):
-        rest = itertools.product(range(3, bins + 3), repeat=2 - len(begun))
-        if any((*begun, token, *more) not in others for more in rest):
-            yield token

@@ -101,6 +101,13 @@ def blocks(seed):
     return canonical(vertices, faces)
 
 
+def crowns():
+    """Make two faces, each with three neighbours bent up to above the other: the walk of one falls apart in three."""
+    crown = np.array([[2, 0, 0], [0, 0, 4], [4, 0, 4], [5, 6, 1], [0, 6, 1], [2, 6, 6]])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [1, 0, 4], [2, 1, 5]])
+    return canonical(np.concatenate([crown, crown + np.array([9, 1, 0])]), np.concatenate([faces, faces + 6]))
+
+
 MESHES = {
     "triangle": canonical(np.eye(3, dtype=int), [[0, 1, 2]]),
     "tetrahedron": canonical(TETRAHEDRON[0] // 4, TETRAHEDRON[1]),
@@ -109,6 +116,7 @@ MESHES = {
     "torus": quantized(trimesh.creation.torus(1, 0.4, 12, 6)),
     "ring": quantized(trimesh.creation.annulus(0.3, 0.5, 1.0, sections=9)),
     "two bodies": quantized(trimesh.util.concatenate([trimesh.creation.box(), trimesh.creation.icosphere(1)])),
+    "crowns": crowns(),
     "fan edge": canonical(
         [[0, 0, 0], [9, 9, 9], *([k, 9 - k, 3] for k in range(9))], [[0, 1, k + 2] for k in range(9)]
     ),
@@ -257,6 +265,16 @@ def test_work_is_linear(make, small, large):
     assert work[1] / work[0] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("face", [1, 997], ids=["near one end", "near the other"])
+def test_parting_a_fan_costs_the_smaller_part(face):
+    rim = np.arange(1001)
+    vertices = np.concatenate([np.stack([rim, 0 * rim, 0 * rim], 1), [[0, 9, 0]]])
+    faces = np.stack([rim[:-1], rim[1:], 0 * rim[1:] + 1001], 1)
+    rest = mesh_edgerunner._surface(vertices, faces)
+    dart = 2 * (3 * face + 2)  # across from the pole
+    assert lines_run(rest.remove, dart, rest.turn[dart ^ 1] ^ 1, rest.turn[dart] ^ 1) < 100
+
+
 def test_20000_faces():
     mesh = plate(108)
     assert len(mesh.faces) > 20_000
@@ -329,7 +347,7 @@ def test_grammar_allows_what_encode_writes():
             state = grammar.advance(state, ids[:, at])
 
 
-@pytest.mark.parametrize("bins", [2, 3, 5])
+@pytest.mark.parametrize("bins", [4, 5])
 def test_grammar_agrees_with_the_slow_twin(bins):
     tokenizer = EdgeRunnerTokenizer(bins)
     grammar, generator = tokenizer.grammar(), torch.Generator().manual_seed(bins)
@@ -350,20 +368,20 @@ def test_grammar_agrees_with_the_slow_twin(bins):
     assert ended > 12
 
 
-def test_grammar_of_the_largest_cells():
-    bins = 1 << 10
+def test_grammar_forbids_exactly_the_repeats_on_fine_grids():
+    bins = 1 << 16
+    token = torch.tensor([bins + 2])  # the last cell: a vertex takes 48 bits
     grammar = EdgeRunnerTokenizer(bins).grammar()
-    state = grammar.begin(1)
-    for token in [BOM, *[bins + 2] * 3, *[bins + 2] * 2]:
-        assert grammar.allowed(state)[0, token]
-        state = grammar.advance(state, torch.tensor([token]))
-    assert grammar.allowed(state)[0].nonzero()[:, 0].tolist() == list(range(3, bins + 2))
+    state = grammar.advance(grammar.begin(1), torch.tensor([BOM]))
+    for _ in range(5):
+        state = grammar.advance(state, token)
+    assert torch.equal(grammar.allowed(state)[0].nonzero()[:, 0], torch.arange(3, bins + 2))
 
 
 # ---------------------------------------------------------------- the rest
 
 
-@pytest.mark.parametrize("bins", [2, 3, 100, 512])
+@pytest.mark.parametrize("bins", [4, 100, 512])
 def test_any_number_of_bins(bins):
     tokenizer = EdgeRunnerTokenizer(bins)
     mesh = quantized(trimesh.creation.icosphere(2), bins)
