@@ -156,7 +156,7 @@ class EdgeRunnerGrammar(MeshGrammar):
 def edge_walk(vertices: Ints, faces: Ints) -> Ints:
     """Order the vertices of a mesh as the tokens have them.
 
-    Time is that of sorting the faces: linear but for a logarithm.
+    Time is that of sorting the faces, linear but for a logarithm; a handle may add the length of a loop.
 
     Args:
         vertices: Cells (V, 3).
