@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Tap, preset
-from vertebra.backbones.layers.attention import Attention
+from vertebra.backbones.base import State, Tap, Taps, preset
+from vertebra.backbones.layers.attention import Attention, AttentionState, attend_all
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import MixerState, check_state
 from vertebra.backbones.layers.mlp import MLP
@@ -141,7 +141,54 @@ class OPT(SequenceBackbone):
                 f"OPT.init_state: max_len={max_len} is beyond the {self.config.max_length} learned positions; build "
                 "the backbone with a larger max_length, or decode less."
             )
-        return OPTState(layers, batch)
+        return OPTState(layers, batch, self._weights())
+
+    def step(self, x: Tensor, state: State, mask: Tensor | None = None, taps: Taps | None = None) -> Tensor:
+        """Map the next positions x (B, T, D) to (B, T, D); see ``Backbone.step``.
+
+        One position without padding takes a short way with the same numbers: in small models the calls of modules take
+        longer than their arithmetic.
+        """
+        known = isinstance(state, OPTState) and state.weights is not None and state.real is None
+        if known and mask is None and taps is None and not self.training and not torch.compiler.is_compiling():
+            assert isinstance(state, OPTState)
+            if x.shape == (state.batch_size, 1, self.config.dim) and len(state.layers) == len(self.layers):
+                return self._step_one(x, state)
+        return super().step(x, state, mask, taps)
+
+    def _step_one(self, x: Tensor, state: OPTState) -> Tensor:
+        assert state.weights is not None
+        config = self.config
+        heads, first = config.heads, config.norm_first
+        activate = F.relu if config.activation == "relu" else F.gelu
+
+        def norm(x: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
+            return F.layer_norm(x, (config.dim,), *weights, config.norm_eps)
+
+        x = self._place_next(x, state, None)  # (B, 1, D)
+        for weights, layer in zip(state.weights, state.layers, strict=True):
+            assert isinstance(layer, AttentionState)
+            joined = F.linear(norm(x, weights.norm1) if first else x, *weights.qkv)  # (B, 1, 3D)
+            q, k, v = joined.view(len(x), 3 * heads, 1, -1).split(heads, dim=1)  # (B, H, 1, K)
+            keys, values, _, _ = layer.extend(k, v, None)
+            x = x + F.linear(attend_all(q, keys, values).reshape(x.shape), *weights.proj)
+            x = x if first else norm(x, weights.norm1)
+            h = activate(F.linear(norm(x, weights.norm2) if first else x, *weights.fc1))
+            x = x + F.linear(h, *weights.fc2)
+            x = x if first else norm(x, weights.norm2)
+        return self.norm(x)
+
+    def _weights(self) -> list[LayerWeights] | None:
+        """Return the weights of all layers; None if a part does more than multiply by them (an adapter, a hook)."""
+        found = []
+        for block in self.layers:
+            if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules()):
+                return None
+            parts = [block.get_submodule(name) for name in _PARTS["opt"]]
+            if any(type(part) not in (nn.Linear, nn.LayerNorm) for part in parts):
+                return None
+            found.append(LayerWeights._make((part.weight, part.bias) for part in parts))
+        return found
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters with two or more axes that weight decay must leave alone."""
@@ -230,20 +277,33 @@ def places(layout: Layout) -> Tensor | None:
     return torch.where(real > 0, found, -1)
 
 
+class LayerWeights(NamedTuple):
+    """Weight and bias of each part of a layer, in the order of ``_PARTS``."""
+
+    norm1: tuple[Tensor, Tensor]
+    qkv: tuple[Tensor, Tensor]
+    proj: tuple[Tensor, Tensor]
+    norm2: tuple[Tensor, Tensor]
+    fc1: tuple[Tensor, Tensor]
+    fc2: tuple[Tensor, Tensor]
+
+
 class OPTState(StackState):
     """The states of all layers, and how many positions have been read.
 
     Args:
         layers: Of the layers.
         batch: Number of items B.
+        weights: Of the layers as they were when the state was made, if a step may use them without the modules.
 
     Attributes:
         count: Positions read, padding included.
         real: Real positions read by each item, int (B,); None while no item has had padding.
     """
 
-    def __init__(self, layers: list[MixerState], batch: int) -> None:
+    def __init__(self, layers: list[MixerState], batch: int, weights: list[LayerWeights] | None = None) -> None:
         super().__init__(layers, batch)
+        self.weights = weights
         self.count = 0
         self.real: Tensor | None = None
 
@@ -270,7 +330,7 @@ class OPTState(StackState):
 
     def select(self, indices: Tensor) -> OPTState:
         """Keep the batch items ``indices`` (N,), in that order."""
-        new = OPTState(super().select(indices).layers, len(indices))
+        new = OPTState(super().select(indices).layers, len(indices), self.weights)
         new.count = self.count
         new.real = None if self.real is None else self.real[indices.to(self.real.device)]
         return new

@@ -124,32 +124,35 @@ class Attention(TokenMixer):
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
         assert isinstance(state, AttentionState)
-        new = state.position + torch.arange(x.shape[1], device=x.device)
-        q, k, v = self._project(x, new)
+        start, length = state.position, x.shape[1]
+        rotated = self.rope is not None
+        q, k, v = self._project(x, torch.arange(start, start + length, device=x.device) if rotated else None)
         keys, values, real, first = state.extend(k, v, mask)  # (B, G, S, K)
-        old = torch.arange(first, state.position, device=x.device)
-
-        def seen(rows: slice) -> Tensor:  # (rows, S), or (B, 1, rows, S) with padding
-            gap = new[rows, None] - old
-            allowed = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
-            return allowed if real is None else ((allowed & real[:, None]) | (gap == 0))[:, None]
-
         count = keys.shape[2]
-        if x.shape[1] == 1 and real is None:
-            y = _sdpa(q, keys, values) if count < KEY_BLOCK else split_attention(q, keys, values)
+        if length == 1 and real is None:
+            y = attend_all(q, keys, values)
         else:  # of a long prompt's piece as many queries at a time as their mask may be large
+            new = torch.arange(start, start + length, device=x.device)
+            old = torch.arange(first, start + length, device=x.device)
+
+            def seen(rows: slice) -> Tensor:  # (rows, S), or (B, 1, rows, S) with padding
+                gap = new[rows, None] - old
+                allowed = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
+                return allowed if real is None else ((allowed & real[:, None]) | (gap == 0))[:, None]
+
             size = max(1, MASK_ELEMENTS // count)
-            rows = [slice(start, start + size) for start in range(0, x.shape[1], size)]
+            rows = [slice(i, i + size) for i in range(0, length, size)]
             y = torch.cat([_sdpa(q[:, :, part], keys, values, mask=seen(part)) for part in rows], dim=2)
         return self.proj(y.transpose(1, 2).flatten(2))
 
-    def _project(self, x: Tensor, positions: Tensor, *, ordered: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, H, T, K), k and v (B, G, T, K)."""
+    def _project(self, x: Tensor, positions: Tensor | None, *, ordered: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q (B, H, T, K), k and v (B, G, T, K); ``positions`` (T,) are needed for rotary embedding only."""
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
         if self.rope is None:
             q, k, v = heads.split(sizes, dim=1)
             return q, k, v
+        assert positions is not None
         angles = rope_angles(positions, self.rope.width, self.rope.theta)
         turned, v = heads.split([sum(sizes[:2]), sizes[2]], dim=1)
         q, k = rotate(turned, angles, self.rope.interleaved, ordered=ordered).split(sizes[:2], dim=1)
@@ -364,6 +367,11 @@ def merge_partials(outputs: Sequence[Tensor], totals: Sequence[Tensor]) -> tuple
     whole = total.logsumexp(0)
     weights = (total - whole.clamp(min=torch.finfo(torch.float32).min)).exp()
     return (torch.stack(list(outputs)) * weights[..., None]).sum(0), whole
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend from one query q (B, H, 1, K) to all keys (B, G, S, K), part by part where there are many."""
+    return _sdpa(q, k, v) if k.shape[2] < KEY_BLOCK else split_attention(q, k, v)
 
 
 def split_attention(

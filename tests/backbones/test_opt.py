@@ -7,7 +7,7 @@ from torch import nn
 from vertebra.backbones.base import Taps, create_backbone
 from vertebra.backbones.decoding import load_state, save_state
 from vertebra.backbones.layers.masks import Layout
-from vertebra.backbones.opt import OFFSET, OPTConfig, load_opt, places, transformers_names
+from vertebra.backbones.opt import OFFSET, OPT, OPTConfig, load_opt, places, transformers_names
 from vertebra.errors import ConfigError, LoadError, ShapeError
 
 both_forms = pytest.mark.parametrize("norm_first", [True, False])
@@ -59,6 +59,48 @@ def test_steps_of_both_forms_equal_forward(norm_first):
         parts = [backbone.step(part, state, taps=taps) for part in x.split([5, 1, 7, *[1] * 17], dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), backbone(x, taps=taps), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(backbone.read_last(x), backbone(x)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@both_forms
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_one_position_at_a_time_takes_the_short_way_with_the_same_numbers(norm_first, activation, monkeypatch):
+    backbone, x = build(norm_first=norm_first, activation=activation), torch.randn(3, 12, 32)
+    short, long = backbone.init_state(3, 12), backbone.init_state(3, 12)
+    long.weights, taken = None, []
+    monkeypatch.setattr(OPT, "_step_one", lambda *a, real=OPT._step_one: taken.append(1) or real(*a))
+    with torch.no_grad():
+        for state in (short, long):
+            backbone.step(x[:, :5], state)
+        for t in range(5, 12):
+            a, b = (backbone.step(x[:, t : t + 1], state) for state in (short, long))
+            torch.testing.assert_close(a, b, atol=0, rtol=0)
+        assert len(taken) == 7
+        kept = short.select(torch.tensor([2, 0]))
+        with pytest.raises(ShapeError, match="do not fit in a state made for max_len=12"):
+            backbone.step(x[[2, 0], :1], kept)
+    assert len(taken) == 8
+
+
+@pytest.mark.parametrize("change", ["hook", "adapter", "training", "padding", "tap"])
+def test_what_the_short_way_would_miss_takes_the_long_one(change, monkeypatch):
+    backbone, x = build(dropout=0.5), torch.randn(2, 6, 32)
+    fc1, taps = backbone.layers[1].mlp.fc1, None
+    if change == "hook":
+        fc1.register_forward_hook(lambda module, given, y: 2 * y)
+    if change == "adapter":
+        backbone.layers[1].mlp.fc1 = nn.Sequential(fc1, nn.Tanh())
+    if change == "tap":
+        taps = Taps(after={0: torch.sin})
+    backbone.train(change == "training")
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]]).bool() if change == "padding" else None
+    state = backbone.init_state(2, 6)
+    monkeypatch.setattr(OPT, "_step_one", lambda *a: pytest.fail("the short way was taken"))
+    with torch.no_grad():
+        backbone.step(x[:, :5], state, mask, taps)
+        y = backbone.step(x[:, 5:], state, taps=taps)
+        if change != "training":
+            whole = None if mask is None else torch.cat([mask, mask[:, -1:]], 1)
+            torch.testing.assert_close(y, backbone(x, whole, taps=taps)[:, 5:], atol=1e-5, rtol=1e-5)
 
 
 def test_the_inner_tap_stands_before_the_closing_norm():
