@@ -175,6 +175,8 @@ for x in given["steps"]:
     follows(share)
     revives(share)
 torch.save([follows.state_dict(), revives.state_dict()], f"{folder}/{rank}.pt")
+dist.barrier()
+dist.destroy_process_group()  # or its threads abort the interpreter at exit, now and then
 """
 
 
