@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -23,7 +23,8 @@ from torchmetrics.classification import (
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.timm import TimmConfig
-from vertebra.domains.base import DomainModel, MetricTask
+from vertebra.domains.averaging import AveragedTask
+from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
@@ -38,36 +39,11 @@ from vertebra.errors import ConfigError, DataError
 log = logging.getLogger("vertebra")
 
 
-class _VisionTask(MetricTask):
-    """Keeps an average of the weights where asked to, which is then what is evaluated and saved."""
+class _VisionTask(AveragedTask):
+    """Checks that the data is for the task."""
 
     kind: ClassVar[Kind]
     model: Any
-    ema: Any
-
-    def __init__(
-        self,
-        *,
-        backbone: BackboneConfig | str | Mapping[str, Any],
-        optimizer: OptimizerConfig | Mapping[str, Any] | None,
-        ema: float,
-        init_from: str | None,
-        init_parts: Literal["backbone", "all"],
-        freeze_backbone: bool,
-        unfreeze_at: int | None,
-    ) -> None:
-        super().__init__(
-            backbone=backbone,
-            optimizer=optimizer,
-            init_from=init_from,
-            init_parts=init_parts,
-            freeze_backbone=freeze_backbone,
-            unfreeze_at=unfreeze_at,
-        )
-        if not 0 <= ema < 1:
-            raise ConfigError(f"{type(self).__name__}: ema must be from 0 (none) and below 1, got {ema}.")
-        self.ema_decay = ema
-        self._averaged_step = 0
 
     def build(self, spec: DataSpec) -> None:
         """Build model, average and metrics for data of this spec."""
@@ -81,30 +57,6 @@ class _VisionTask(MetricTask):
             size = (spec.height, spec.width)
             self.backbone_config = self.backbone_config.replace(channels=spec.channels, size=size)
         super().build(spec)
-        if self.ema_decay:
-            from timm.utils.model_ema import ModelEmaV3
-
-            self.ema = ModelEmaV3(self.model, decay=self.ema_decay, use_warmup=True)
-            self.ema.requires_grad_(False)
-
-    @property
-    def final_model(self) -> DomainModel:
-        """The average of the weights where the task keeps one, else the model."""
-        model = self.ema.module if self.ema_decay else self.model
-        assert isinstance(model, DomainModel)
-        return model
-
-    def load_initial(self) -> None:
-        """Load initial weights; the average begins there too."""
-        super().load_initial()
-        if self.ema_decay:
-            self.ema.module.load_state_dict(self.model.state_dict())
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the average towards the weights, once an optimizer step."""
-        if self.ema_decay and self.global_step != self._averaged_step:
-            self._averaged_step = self.global_step
-            self.ema.update(self.model, step=self.global_step)
 
 
 class ImageClassificationTask(_VisionTask):
