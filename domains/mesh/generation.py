@@ -1,0 +1,150 @@
+"""Meshes from a generator: the grammar around its tokens, and points to meshes.
+
+Shapes: B items, N points, P condition tokens, D width, V vocabulary with begin, end, padding, S state of the grammar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vertebra.backbones.decoding import Decoder, Stop, Strategy, generate, stream
+from vertebra.domains.mesh.model import BEGIN, END, SPECIAL, MeshGenerator
+from vertebra.errors import ConfigError
+from vertebra.tokenizers.mesh import MeshGrammar, QuantizedMesh, canonical
+
+GREEDY = Strategy(method="greedy")
+
+
+class MeshMachine:
+    """A tokenizer's grammar between begin and end, as a decoder's ``Machine``.
+
+    States (B, 1 + S): whether the begin has been read, then the grammar's. The embedding is given ids and kinds.
+
+    Args:
+        grammar: Of the tokenizer.
+    """
+
+    def __init__(self, grammar: MeshGrammar) -> None:
+        self.grammar = grammar
+
+    def begin(self, batch: int, device: torch.device) -> Tensor:
+        """As in ``Machine``."""
+        states = self.grammar.begin(batch, device)
+        return torch.cat([states.new_zeros(batch, 1), states], dim=1)
+
+    def allowed(self, states: Tensor) -> Tensor:
+        """As in ``Machine``."""
+        inner = self.grammar.allowed(states[:, 1:])  # (B, V - 2)
+        begun = states[:, :1] > 0
+        may = torch.zeros(len(states), SPECIAL + self.grammar.vocab_size, dtype=torch.bool, device=states.device)
+        may[:, BEGIN] = ~begun[:, 0]
+        may[:, END] = inner[:, -1] & begun[:, 0]
+        may[:, SPECIAL:] = inner[:, :-1] & begun
+        return may
+
+    def read(self, states: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """As in ``Machine``."""
+        token = (ids - SPECIAL).clamp(min=0)
+        own = ids >= SPECIAL
+        kinds = torch.where(own, SPECIAL + self.grammar.kinds(states[:, 1:], token), ids)
+        after = self.grammar.advance(states[:, 1:], token)
+        after = torch.where(own[:, None], after, states[:, 1 : 1 + after.shape[1]])
+        return torch.stack([ids, kinds], dim=-1), torch.cat([torch.ones_like(states[:, :1]), after], dim=1)
+
+
+@dataclass(frozen=True)
+class GeneratedMesh:
+    """What a generator wrote for one shape.
+
+    Args:
+        mesh: On the grid, perhaps of no face.
+        tokens: How many were written, begin and end not counted.
+        log_prob: Of all tokens together, in nats.
+        finished: Whether the model ended it; otherwise the limit did, and what was whole by then was kept.
+        faces: Faces that were written, those said twice included.
+    """
+
+    mesh: QuantizedMesh
+    tokens: int
+    log_prob: float
+    finished: bool
+    faces: int
+
+
+def decoder_of(model: MeshGenerator, prefix: Tensor, *, compiled: bool = False) -> Decoder:
+    """Return what writes meshes behind the condition ``prefix`` (B, P, D)."""
+    return Decoder(
+        model.backbone,
+        lambda inputs: model.embed_tokens(inputs[..., 0], inputs[..., 1]),
+        model.head,
+        prefix.device,
+        compiled,
+        MeshMachine(model.tokenizer.grammar()),
+        prefix,
+    )
+
+
+@torch.inference_mode()
+def generate_meshes(
+    model: MeshGenerator,
+    points: Tensor,
+    strategy: Strategy = GREEDY,
+    *,
+    faces: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    numbers: Sequence[int] | None = None,
+    compiled: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[GeneratedMesh]:
+    """Write a mesh for every shape; a shape that ends leaves the batch.
+
+    Args:
+        model: In evaluation mode.
+        points: Condition (B, N, 6).
+        strategy: How tokens are chosen.
+        faces: About how many faces each should have, (B,), for a model that can be told.
+        max_tokens: Most tokens of one; None for as many as the model was trained with.
+        numbers: Numbers of the items, which their draws depend on; 0, 1, ... when None.
+        compiled: As in ``Decoder``.
+        progress: Called after each step with the steps done and the items still going.
+
+    Raises:
+        ConfigError: ``max_tokens`` is more than the model was trained with, or it cannot be told ``faces``.
+    """
+    most = model.spec.max_tokens if max_tokens is None else max_tokens
+    if not 0 < most <= model.spec.max_tokens:
+        raise ConfigError(
+            f"max_tokens must be between 1 and {model.spec.max_tokens}, the most this model was trained with, "
+            f"got {most}."
+        )
+    buckets = None if faces is None else torch.tensor([model.bucket_of(n) for n in faces], device=points.device)
+    prefix = model.condition(points, buckets)
+    decoder = decoder_of(model, prefix, compiled=compiled)
+    stop = Stop(max_new=most + 2, ids=(END,))
+    prompts = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
+    if strategy.method == "beam":
+        found = generate(decoder, prompts, stop, strategy)
+        return [_mesh(model, one.ids.tolist(), one.score, one.reason == "stop") for one in found]
+    ids: list[list[int]] = [[] for _ in range(len(points))]
+    scores, finished = [0.0] * len(points), [False] * len(points)
+    for step, new in enumerate(stream(decoder, prompts, stop, strategy, numbers=numbers)):
+        rows = zip(new.items.tolist(), new.ids.tolist(), new.log_probs.tolist(), new.ended.tolist(), strict=True)
+        for item, token, log_prob, end in rows:
+            ids[item].append(token)
+            scores[item] += log_prob
+            finished[item] = end
+        if progress is not None:
+            progress(step + 1, len(new.items))
+    return [_mesh(model, row, score, end) for row, score, end in zip(ids, scores, finished, strict=True)]
+
+
+def _mesh(model: MeshGenerator, ids: list[int], score: float, finished: bool) -> GeneratedMesh:
+    tokens = np.array([i - SPECIAL for i in ids if i >= SPECIAL], dtype=np.int64)
+    corners = model.tokenizer.triangles(tokens, partial=not finished)
+    mesh = canonical(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
+    return GeneratedMesh(mesh, len(tokens), score, finished, len(corners))

@@ -1,0 +1,161 @@
+"""The generator: a shape encoder before any causal backbone that writes the tokens of a mesh; plain torch.
+
+MeshAnything V2 (https://arxiv.org/abs/2408.02555) and V1 (https://arxiv.org/abs/2406.10163, section 4.3): the latents
+of the shape stand before the sequence, embeddings tell the two apart, and the kind of a token (which coordinate, of
+which vertex) is embedded beside the token. The first token, the begin, is predicted from the last latent.
+
+Shapes: B batch, N points, P condition tokens, L tokens of a mesh with begin and end, D width, V vocabulary with begin,
+end and padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vertebra.backbones.base import Backbone
+from vertebra.domains.mesh.encoder import ShapeEncoder, ShapeEncoderConfig
+from vertebra.domains.mesh.spec import MeshSpec
+from vertebra.domains.model import DomainModel
+from vertebra.errors import ConfigError, ShapeError
+from vertebra.tokenizers.base import tokenizer_from_dict
+from vertebra.tokenizers.mesh import MeshTokenizer
+
+BEGIN, END, PAD = 0, 1, 2
+SPECIAL = 3
+"""The tokenizer's ids, and its kinds, follow the begin, the end and padding."""
+
+
+class MeshGenerator(DomainModel):
+    """Next tokens of a mesh, given points of its surface.
+
+    Args:
+        backbone: Causal.
+        spec: Facts about the data.
+        encoder: Fields of a ``ShapeEncoderConfig``; without ``width``, the backbone's.
+        dropout: Share of the embedded tokens and of the condition that is zeroed in training.
+        tie: Whether the head shares its matrix with the embedding.
+
+    Raises:
+        ConfigError: The backbone is not causal, or the spec's tokenizer is not one for meshes.
+    """
+
+    task: ClassVar[str] = "mesh/generate"
+    input_parts: ClassVar[tuple[str, ...]] = (
+        "encoder", "cond_head_proj", "cond_proj", "cond_embed", "embed", "kind_embed", "face_embed",
+    )  # fmt: skip
+    spec: MeshSpec
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        spec: MeshSpec,
+        *,
+        encoder: ShapeEncoderConfig | Mapping[str, Any] | None = None,
+        dropout: float = 0.0,
+        tie: bool = False,
+    ) -> None:
+        fields = dataclasses.asdict(encoder) if isinstance(encoder, ShapeEncoderConfig) else dict(encoder or {})
+        super().__init__(backbone, spec, encoder=fields, dropout=dropout, tie=tie)
+        if not backbone.config.causal:
+            raise ConfigError("MeshGenerator: writes token after token and needs a causal backbone; set causal=true.")
+        tokenizer = tokenizer_from_dict(spec.tokenizer)
+        if not isinstance(tokenizer, MeshTokenizer):
+            raise ConfigError(f"MeshGenerator: the tokenizer must be one for meshes, got {tokenizer!r}.")
+        self.tokenizer = tokenizer
+        width, vocab = backbone.config.dim, SPECIAL + tokenizer.vocab_size
+        known = {field.name for field in dataclasses.fields(ShapeEncoderConfig)}
+        if wrong := sorted(fields.keys() - known):
+            raise ConfigError(f"encoder has no setting {wrong[0]!r}; settings: {', '.join(sorted(known))}.")
+        config = ShapeEncoderConfig(**{"width": width, **fields})
+        self.encoder = ShapeEncoder(config)
+        self.cond_head_proj = nn.Linear(config.width, width)
+        # Michelangelo's latents go in twice where they have a bottleneck: before it and behind it.
+        self.cond_proj = nn.Linear(config.width * (2 if config.bottleneck else 1), width)
+        self.cond_embed = nn.Embedding(2, width)
+        self.embed = nn.Embedding(vocab, width)
+        self.kind_embed = nn.Embedding(SPECIAL + tokenizer.num_kinds, width)
+        self.face_embed = nn.Embedding(len(spec.face_buckets) + 2, width) if spec.face_buckets else None
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, vocab, bias=False)
+        for module in (self.embed, self.kind_embed, self.cond_embed, self.face_embed, self.head):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02)
+        if tie:
+            self.head.weight = self.embed.weight
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters outside of the backbone that weight decay must leave alone."""
+        tables = {f"{name}.weight" for name in ("embed", "kind_embed", "cond_embed")}
+        tables |= {"face_embed.weight"} if self.face_embed is not None else set()
+        return tables | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    @property
+    def prefix_length(self) -> int:
+        """P, condition tokens before the begin."""
+        return 1 + self.encoder.config.latents + (self.face_embed is not None)
+
+    def forward(
+        self, points: Tensor, ids: Tensor, kinds: Tensor, mask: Tensor, face_buckets: Tensor | None = None
+    ) -> Tensor:
+        """Map meshes to the logits of each of their tokens, given those before it.
+
+        Args:
+            points: Condition (B, N, 6): positions in [-1, 1] and unit normals.
+            ids: Begin, tokens, end, padding; int (B, L).
+            kinds: Kinds of the tokens, int (B, L).
+            mask: What is not padding, bool (B, L).
+            face_buckets: Ranges of face counts, as ``bucket_of`` gives them, int (B,); None for unknown.
+
+        Returns:
+            Logits (B, L, V); those at i are of token i.
+
+        Raises:
+            ShapeError: Shapes or types differ.
+        """
+        if ids.ndim != 2 or ids.shape != kinds.shape or ids.shape != mask.shape or len(ids) != len(points):
+            raise ShapeError(
+                f"MeshGenerator: ids, kinds and mask must all be (B, L) for B = {len(points)}, got {tuple(ids.shape)}, "
+                f"{tuple(kinds.shape)} and {tuple(mask.shape)}."
+            )
+        prefix = self.condition(points, face_buckets)  # (B, P, D)
+        tokens = self.embed_tokens(ids[:, :-1], kinds[:, :-1])  # the last is predicted, never read
+        x = self.dropout(torch.cat([prefix, tokens], dim=1))  # (B, P + L - 1, D)
+        real = torch.cat([mask.new_ones(prefix.shape[:2]), mask[:, :-1]], dim=1)
+        y = self.backbone(x, None if bool(real.all()) else real)
+        logits: Tensor = self.head(y[:, prefix.shape[1] - 1 :])  # (B, L, V)
+        return logits
+
+    def embed_tokens(self, ids: Tensor, kinds: Tensor) -> Tensor:
+        """Map ids and kinds (B, L) to features (B, L, D)."""
+        return self.embed(ids) + self.kind_embed(kinds) + self.cond_embed.weight[1]
+
+    def condition(self, points: Tensor, face_buckets: Tensor | None = None) -> Tensor:
+        """Map points (B, N, 6) and ranges of face counts (B,) to the features (B, P, D) before the begin."""
+        latents = self.encoder(points)  # (B, 1 + latents, width)
+        body = latents[:, 1:]
+        if self.encoder.config.bottleneck:
+            body = torch.cat([body, self.encoder.decode_latents(latents)], dim=-1)
+        parts = [self.cond_head_proj(latents[:, :1]), self.cond_proj(body)]
+        if self.face_embed is not None:
+            if face_buckets is None:
+                face_buckets = torch.zeros(len(points), dtype=torch.long, device=points.device)
+            parts.append(self.face_embed(face_buckets)[:, None])
+        return torch.cat(parts, dim=1) + self.cond_embed.weight[0]
+
+    def bucket_of(self, faces: int) -> int:
+        """Return the range that a number of faces lies in; 0 stands for unknown.
+
+        Raises:
+            ConfigError: The model cannot be told.
+        """
+        if not self.spec.face_buckets:
+            raise ConfigError(
+                "faces: this model was trained without a face count; leave it out, or train one with data.face_buckets."
+            )
+        return 1 + bisect_left(self.spec.face_buckets, faces)
