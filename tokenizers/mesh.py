@@ -30,6 +30,8 @@ from vertebra.tokenizers.base import Tokenizer
 Ints = NDArray[np.int64]
 Place = Literal["centre", "lower"]
 
+LEAST_BINS = 4
+"""With these there is always a cell that none of a face's other vertices is in."""
 MOST_BINS = 1 << 20
 """Three coordinates below this fit into one 64-bit key."""
 
@@ -70,7 +72,7 @@ def quantize(x: ArrayLike, bins: int) -> Ints:
 
     Raises:
         DataError: A coordinate is not finite.
-        ConfigError: ``bins`` is below 2 or above 1,048,576.
+        ConfigError: ``bins`` is below 4 or above 1,048,576.
     """
     _check_bins(bins)
     values = np.asarray(x, dtype=np.float64)
@@ -147,8 +149,8 @@ def unpack(keys: Ints) -> Ints:
 
 
 def _check_bins(bins: int) -> None:
-    if not 2 <= bins <= MOST_BINS:
-        raise ConfigError(f"mesh: bins must be between 2 and {MOST_BINS:,}, got {bins}; 128 is usual.")
+    if not LEAST_BINS <= bins <= MOST_BINS:
+        raise ConfigError(f"mesh: bins must be between {LEAST_BINS} and {MOST_BINS:,}, got {bins}; 128 is usual.")
 
 
 # ---------------------------------------------------------------- grammar

@@ -16,11 +16,13 @@ paper, which the released model does not have either, is left out.
 from __future__ import annotations
 
 from array import array
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vertebra.tokenizers.mesh import CoordinateGrammar, MeshGrammar, MeshTokenizer, QuantizedMesh
+from vertebra.errors import ConfigError
+from vertebra.tokenizers.mesh import CoordinateGrammar, MeshGrammar, MeshTokenizer, QuantizedMesh, canonical
 
 Ints = NDArray[np.int64]
 
@@ -34,12 +36,21 @@ class AMTTokenizer(MeshTokenizer):
 
     Args:
         bins: Cells a side; also the id of the separator.
+        up: The vertical axis of meshes. The paper orders vertices by height first; the released model is given meshes
+            with ``y`` up and takes ``z`` for the height all the same.
+
+    Raises:
+        ConfigError: No such axis.
     """
 
+    fields = ("bins", "up")
     num_kinds = 7
 
-    def __init__(self, bins: int = 128) -> None:
+    def __init__(self, bins: int = 128, up: Literal["y", "z"] = "y") -> None:
         super().__init__(bins)
+        if up not in ("y", "z"):
+            raise ConfigError(f"AMTTokenizer: up must be y or z, got {up!r}.")
+        self.up = up
         self.vocab_size = bins + 1
 
     def grammar(self) -> MeshGrammar:
@@ -56,6 +67,8 @@ class AMTTokenizer(MeshTokenizer):
         return CoordinateGrammar(self.bins, allowed, following, kinds, (states % 3).tolist(), against.tolist())
 
     def _ids(self, mesh: QuantizedMesh) -> Ints:
+        if self.up == "y":
+            mesh = canonical(mesh.vertices[:, [2, 0, 1]], mesh.faces)
         order = strip_order(mesh.faces)
         separators = order == _SEPARATOR
         ids = mesh.vertices[order]  # (N, 3), vertices and separators
@@ -71,7 +84,8 @@ class AMTTokenizer(MeshTokenizer):
         vertices = ids[~separators][: whole // 3 * 3].reshape(-1, 3)  # only the last strip's end can be cut off
         strips = strips[: len(vertices)]
         corners = np.stack([vertices[:-2], vertices[1:-1], vertices[2:]], axis=1)  # (F + those across strips, 3, 3)
-        return corners[strips[:-2] == strips[2:]]
+        corners = corners[strips[:-2] == strips[2:]]
+        return corners[..., [1, 2, 0]] if self.up == "y" else corners
 
 
 def strip_order(faces: Ints) -> Ints:

@@ -78,7 +78,7 @@ def test_quantize_gives_the_nearest_of_the_cells_centres():
     assert dequantize(0, 128, "lower") == -0.5
     with pytest.raises(DataError, match="coordinates must be finite numbers"):
         quantize([np.nan], 128)
-    with pytest.raises(ConfigError, match="bins must be between 2 and 1,048,576, got 1; 128 is usual"):
+    with pytest.raises(ConfigError, match="bins must be between 4 and 1,048,576, got 1; 128 is usual"):
         quantize([0.0], 1)
 
 
