@@ -23,6 +23,7 @@ from vertebra.domains.mesh.generation import GREEDY, generate_meshes
 from vertebra.domains.mesh.geometry import to_trimesh, weld
 from vertebra.domains.mesh.metrics import compare
 from vertebra.domains.mesh.model import PAD, MeshGenerator
+from vertebra.domains.mesh.published import is_published, read_published
 from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
@@ -63,7 +64,7 @@ class MeshGenerationTask(AveragedTask):
         backbone: BackboneConfig | str,
         *,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008  # frozen
-        encoder: ShapeEncoderConfig | dict[str, Any] | None = None,
+        encoder: dict[str, Any] | ShapeEncoderConfig | None = None,  # dict first: a file's lack of width stays one
         dropout: float = 0.0,
         tie: bool = False,
         label_smoothing: float = 0.0,
@@ -100,6 +101,15 @@ class MeshGenerationTask(AveragedTask):
         if self.freeze_encoder:
             model.encoder.requires_grad_(False)
         return model
+
+    def load_initial(self) -> None:
+        """Load initial weights: ours, or a published checkpoint of MeshAnything V2."""
+        if self.init_from is not None and is_published(self.init_from):
+            self.load_report = read_published(self.model, self.init_from)
+            if self.ema_decay:
+                self.ema.module.load_state_dict(self.model.state_dict())
+            return
+        super().load_initial()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
