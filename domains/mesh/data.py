@@ -12,6 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from vertebra.tokenizers.mesh import Ints, MeshTokenizer, canonical, make_mesh_t
 
 log = logging.getLogger("vertebra")
 
-_SPLIT, _ITEM = 601, 602  # salts of the draws
+_ITEM = 602  # salt of the draws
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,8 +213,8 @@ class MeshData(BaseData):
     """Meshes from files, procedural ones, or both.
 
     Args:
-        root: Files or folders of meshes (obj, ply, glb, gltf, stl, off). Folders ``train``, ``val`` and ``test`` in a
-            folder are kept as splits; other meshes are drawn to splits.
+        root: Files or folders of meshes (obj, ply, glb, gltf, stl, off). Of a folder with a folder ``train``, that and
+            ``val`` and ``test`` beside it are read, and kept as splits; other meshes are drawn to splits.
         val: Other meshes for validation.
         test: Other meshes for testing.
         procedural: Numbers of procedural shapes for training, validation and testing; the latter two have parameters
@@ -331,9 +332,13 @@ class MeshData(BaseData):
         for split, paths in self.sources.items():
             if not paths:
                 continue
-            own = {s: [p / s for p in paths if (p / s).is_dir()] for s in ("train", "val", "test")}
-            if split != "train" or not own["train"]:
-                own = {split: paths}
+            own = {split: paths}
+            if split == "train":
+                kept = [p for p in paths if (p / "train").is_dir()]
+                own = {"train": [p / "train" if p in kept else p for p in paths]}
+                for other in ("val", "test"):
+                    if not self.sources[other]:
+                        own[other] = [p / other for p in kept if (p / other).is_dir()]
             for name, part in own.items():
                 if not part:
                     continue
@@ -342,8 +347,7 @@ class MeshData(BaseData):
                 found[name] = pool
         if "train" in found:
             rest = found["train"]
-            # By the names, so that a split does not change when files are added.
-            draws = np.array([_draw(Path(name).name, self.seed) for name in rest.names])
+            draws = np.array([_draw(Path(name), self.sources["train"], self.seed) for name in rest.names])
             start = 0.0
             for split in ("val", "test"):
                 if split in found or self.procedural[split]:
@@ -388,6 +392,7 @@ def _paths(value: str | list[str] | None) -> list[Path]:
     return [Path(p) for p in ([] if value is None else [value] if isinstance(value, str | os.PathLike) else value)]
 
 
-def _draw(name: str, seed: int) -> float:
-    number = int.from_bytes(name.encode()[-16:].rjust(16, b"\0"), "big")
-    return float(item_uniform(seed, number % (1 << 62), [number >> 62 & ((1 << 62) - 1)], salt=_SPLIT)[0])
+def _draw(path: Path, roots: list[Path], seed: int) -> float:
+    """Number in [0, 1) of a file's place in its folder: a split stays when files are added, or the folder is moved."""
+    inside = next((path.relative_to(root) for root in roots if root in path.parents), Path(path.name))
+    return int.from_bytes(blake2b(f"{seed} {inside.as_posix()}".encode(), digest_size=8).digest()) / 2**64

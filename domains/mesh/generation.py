@@ -64,7 +64,7 @@ class GeneratedMesh:
     Args:
         mesh: On the grid, perhaps of no face.
         tokens: How many were written, begin and end not counted.
-        log_prob: Of all tokens together, in nats.
+        log_prob: Of begin, tokens and end together, in nats.
         finished: Whether the model ended it; otherwise the limit did, and what was whole by then was kept.
         faces: Faces that were written, those said twice included.
     """
@@ -129,22 +129,26 @@ def generate_meshes(
     prompts = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
     if strategy.method == "beam":
         found = generate(decoder, prompts, stop, strategy)
-        return [_mesh(model, one.ids.tolist(), one.score, one.reason == "stop") for one in found]
+        return [_mesh(model, one.ids.tolist(), one.log_probs.tolist(), one.reason == "stop", most) for one in found]
     ids: list[list[int]] = [[] for _ in range(len(points))]
-    scores, finished = [0.0] * len(points), [False] * len(points)
+    log_probs: list[list[float]] = [[] for _ in range(len(points))]
+    finished = [False] * len(points)
     for step, new in enumerate(stream(decoder, prompts, stop, strategy, numbers=numbers)):
         rows = zip(new.items.tolist(), new.ids.tolist(), new.log_probs.tolist(), new.ended.tolist(), strict=True)
         for item, token, log_prob, end in rows:
             ids[item].append(token)
-            scores[item] += log_prob
+            log_probs[item].append(log_prob)
             finished[item] = end
         if progress is not None:
             progress(step + 1, len(new.items))
-    return [_mesh(model, row, score, end) for row, score, end in zip(ids, scores, finished, strict=True)]
+    rows_of = zip(ids, log_probs, finished, strict=True)
+    return [_mesh(model, row, scores, end, most) for row, scores, end in rows_of]
 
 
-def _mesh(model: MeshGenerator, ids: list[int], score: float, finished: bool) -> GeneratedMesh:
+def _mesh(model: MeshGenerator, ids: list[int], log_probs: list[float], finished: bool, most: int) -> GeneratedMesh:
+    if not finished:  # what stands where the end had to be is one too many
+        ids, log_probs = ids[: 1 + most], log_probs[: 1 + most]
     tokens = np.array([i - SPECIAL for i in ids if i >= SPECIAL], dtype=np.int64)
     corners = model.tokenizer.triangles(tokens, partial=not finished)
     mesh = canonical(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
-    return GeneratedMesh(mesh, len(tokens), score, finished, len(corners))
+    return GeneratedMesh(mesh, len(tokens), sum(log_probs), finished, len(corners))

@@ -8,11 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import numpy as np
 import trimesh
@@ -20,13 +19,15 @@ from numpy.typing import NDArray
 
 from vertebra.domains.mesh.files import MeshRules, find_shapes, fingerprint, read_shape, reason_left_out
 from vertebra.domains.mesh.geometry import Floats, quantized
-from vertebra.domains.mesh.procedural import draw
+from vertebra.domains.mesh.procedural import FAMILIES, draw
 from vertebra.errors import ConfigError, DataError
 from vertebra.tokenizers.mesh import Ints, MeshTokenizer
 
 log = logging.getLogger("vertebra")
 
 FORMAT = 1
+_TRIES = 20
+"""Shapes that are drawn for one that is wanted, before a limit of tokens is called too low."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ class MeshPool:
         """Write the pool as .npz, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"format": FORMAT, "names": self.names, "left_out": [[x.name, x.reason] for x in self.left_out]}
-        with NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as file:
-            np.savez_compressed(
-                file,
-                facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8),
-                **{name: getattr(self, name) for name in _ARRAYS},
-            )
-        os.replace(file.name, path)
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with part.open("wb") as file:
+                np.savez_compressed(file, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: Path) -> MeshPool:
@@ -109,7 +111,7 @@ class MeshPool:
             if facts["format"] != FORMAT:
                 raise ValueError(f"format {facts['format']}")
             left_out = tuple(LeftOut(*x) for x in facts["left_out"])
-        except (OSError, ValueError, KeyError, EOFError) as e:
+        except Exception as e:  # NumPy, zipfile, zlib and json each have their own
             raise DataError(f"{path}: is no readable cache of meshes ({e}); delete it.") from e
         return MeshPool(tuple(facts["names"]), **arrays, left_out=left_out)
 
@@ -155,7 +157,7 @@ def read_pool(
     kept: Path | None = None
     if cache is not None:
         facts = [FORMAT, tokenizer.to_dict(), repr(rules), max_tokens]
-        facts += [[str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
+        facts += [[str(p), str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]
         kept = cache / f"{blake2b(json.dumps(facts).encode(), digest_size=12).hexdigest()}.npz"
         if kept.is_file():
             return MeshPool.load(kept)
@@ -189,25 +191,46 @@ def procedural_pool(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> MeshPool:
-    """Draw ``count`` procedural shapes of a split; those of too many tokens are replaced by the next."""
+    """Draw procedural shapes of a split; those of too many tokens are replaced by the next.
 
-    def shapes() -> Iterator[tuple[str, trimesh.Trimesh]]:
-        for i in range(count):
-            yield f"procedural {split} {seed} {i}", draw(split, seed, i)
-            if progress is not None:
-                progress(i + 1, count)
+    Args:
+        split: One of ``procedural.SPLITS``.
+        count: Shapes wanted.
+        tokenizer: As in ``read_pool``.
+        max_tokens: Most tokens of a shape.
+        seed: Of the shapes.
+        progress: Called with the number of shapes that were found and that are wanted.
 
+    Raises:
+        ConfigError: ``count`` is below 1, or too few shapes have so few tokens.
+    """
     if count < 1:
         raise ConfigError(f"procedural: a split must have at least 1 shape, got {count}.")
-    return collect(shapes(), tokenizer, MeshRules(max_faces=1 << 20), max_tokens, duplicates=True)
+    used: list[tuple[str, Floats, Ints, int]] = []
+    drawn = 0
+    while len(used) < count:
+        if drawn == _TRIES * count + len(FAMILIES):
+            raise ConfigError(
+                f"procedural: {len(used)} of the first {drawn:,} shapes have at most max_tokens={max_tokens:,} tokens, "
+                f"where {count:,} are wanted; raise max_tokens."
+            )
+        mesh = draw(split, seed, drawn)
+        qmesh, placement = quantized(mesh, tokenizer.bins)
+        tokens = len(tokenizer.encode(qmesh))
+        if tokens <= max_tokens:
+            faces = np.asarray(mesh.faces, dtype=np.int64)
+            used.append((f"procedural {split} {seed} {drawn}", placement.into(mesh.vertices), faces, tokens))
+            if progress is not None:
+                progress(len(used), count)
+        drawn += 1
+    return _pool(used, ())
 
 
 def collect(
-    meshes: Iterator[tuple[str, trimesh.Trimesh | LeftOut]] | Iterator[tuple[str, trimesh.Trimesh]],
+    meshes: Iterable[tuple[str, trimesh.Trimesh | LeftOut]],
     tokenizer: MeshTokenizer,
     rules: MeshRules,
     max_tokens: int,
-    duplicates: bool = False,
 ) -> MeshPool:
     """Check and count meshes.
 
@@ -216,7 +239,6 @@ def collect(
         tokenizer: As in ``read_pool``.
         rules: As in ``read_pool``.
         max_tokens: As in ``read_pool``.
-        duplicates: Keep meshes that are the same on the grid.
     """
     used: list[tuple[str, Floats, Ints, int]] = []
     left: list[LeftOut] = []
@@ -227,7 +249,7 @@ def collect(
             continue
         qmesh, placement = quantized(mesh, tokenizer.bins)
         reason = reason_left_out(mesh, qmesh, rules)
-        if reason is None and not duplicates:
+        if reason is None:
             first = seen.setdefault(fingerprint(qmesh), name)
             reason = None if first is name else f"is the same mesh as {first}"
         tokens = len(tokenizer.encode(qmesh)) if reason is None else 0

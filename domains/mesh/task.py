@@ -28,6 +28,7 @@ from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
+from vertebra.tokenizers.mesh import QuantizedMesh
 
 
 class MeshGenerationTask(AveragedTask):
@@ -35,8 +36,9 @@ class MeshGenerationTask(AveragedTask):
 
     Logs ``loss``, in nats a token, and for validation and test ``nats_per_face``, which compares tokenizers, and
     ``accuracy`` of the next token. A test also writes a mesh for every shape and logs the medians of what
-    ``metrics.compare`` finds between it and the truth, the median ratio of their face counts and the share of ``valid``
-    ones; ``meshes.csv`` in the run folder has a row for each.
+    ``metrics.compare`` finds between it and the truth, where there is something to compare, the median ratio of their
+    face counts and the share of ``valid`` ones: ended, not flat to a line, no face twice. ``meshes.csv`` in the run
+    folder has a row for each.
 
     Args:
         backbone: A config, or the name of a preset or pretrained backbone; causal.
@@ -163,9 +165,10 @@ class MeshGenerationTask(AveragedTask):
             truth = _soup(kept)
             row: dict[str, float] = {"index": number, "tokens": one.tokens, "finished": float(one.finished)}
             output = to_trimesh(one.mesh, model.tokenizer.bins, model.spec.place)
-            valid = len(output.faces) > 0 and one.finished and len(one.mesh.faces) == one.faces
+            area = has_area(one.mesh)
+            valid = area and one.finished and len(one.mesh.faces) == one.faces
             row |= {"valid": float(valid), "faces": len(output.faces), "true_faces": len(truth.faces)}
-            if len(output.faces):
+            if area:
                 row |= compare(output, truth)
             self._meshes.append(row)
 
@@ -175,11 +178,13 @@ class MeshGenerationTask(AveragedTask):
         rows = self._meshes
         if not rows:
             return
-        found = {"valid": float(np.mean([row["valid"] for row in rows]))}
+        found = {}
+        for name in ("chamfer", "edge_chamfer", "normal_consistency", "vertex_ratio"):
+            values = [row[name] for row in rows if np.isfinite(row.get(name, np.nan))]
+            if values:
+                found[name] = float(np.median(values))
+        found["valid"] = float(np.mean([row["valid"] for row in rows]))
         found["face_ratio"] = float(np.median([row["faces"] / row["true_faces"] for row in rows]))
-        for name in dict.fromkeys(name for row in rows for name in row):
-            if name not in ("index", "valid", "tokens", "finished", "faces", "true_faces"):
-                found[name] = float(np.median([row[name] for row in rows if name in row]))
         self.log_dict({f"test/{name}": value for name, value in found.items()})
 
     def write_results(self, folder: Path) -> list[str]:
@@ -210,6 +215,12 @@ def _losses(logits: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float) -
     return F.cross_entropy(
         logits.transpose(1, 2).float(), target, ignore_index=PAD, label_smoothing=label_smoothing, reduction="none"
     )
+
+
+def has_area(mesh: QuantizedMesh) -> bool:
+    """Whether the corners of any face do not lie on one line."""
+    a, b, c = np.moveaxis(mesh.corners, 1, 0)
+    return bool(np.cross(b - a, c - a).any())
 
 
 def _soup(corners: np.ndarray[Any, np.dtype[np.float64]]) -> trimesh.Trimesh:
