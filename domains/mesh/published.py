@@ -7,8 +7,8 @@ The repository ``Yiwen-ntu/MeshAnythingV2`` (https://arxiv.org/abs/2408.02555) h
     read_published(model, "model.safetensors")
 
 Its rows of embeddings and head are in our order: begin, end, padding, the 128 cells, the separator; and of kinds begin,
-end, padding, separator, x y z of a strip's first three vertices, x y z of those after. V1's are not read: its tokens
-are codes, whose decoder attends to padding too.
+end, padding, separator, x y z of a strip's first three vertices, x y z of those after. Checkpoints of V1, whose tokens
+are codes of a VQ-VAE, are not read.
 """
 
 from __future__ import annotations
@@ -78,8 +78,13 @@ def from_published(
         encoder: Structure of its point encoder.
 
     Raises:
+        ConfigError: The point encoder has other queries than Michelangelo's.
         LoadError: A tensor is missing, or there is one without a place.
     """
+    if any(name.startswith("tokenizer.") for name in tensors):
+        raise LoadError(
+            "MeshAnything V2: the checkpoint has a VQ-VAE, so it is V1's; give that of Yiwen-ntu/MeshAnythingV2."
+        )
     decoder = {
         f"backbone.{ours}": tuple(DECODER + name for name in theirs)
         for ours, theirs in transformers_names(backbone).items()
