@@ -30,7 +30,7 @@ from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError
 from vertebra.tokenizers.base import tokenizer_from_dict
-from vertebra.tokenizers.mesh import Ints, MeshTokenizer, canonical, make_mesh_tokenizer, quantize
+from vertebra.tokenizers.mesh import Ints, MeshTokenizer, Place, canonical, make_mesh_tokenizer, quantize
 
 log = logging.getLogger("vertebra")
 
@@ -221,8 +221,9 @@ class MeshData(BaseData):
             that training never sees.
         repeat: How many times each file's mesh appears in a training epoch, to weigh a few files against many
             procedural shapes.
-        tokenizer: ``plain``, ``amt``, ``edgerunner`` or ``bpt``.
+        tokenizer: ``plain``, ``amt``, ``edgerunner`` or ``bpt``; ``amt,up=z`` is that of the released MeshAnything V2.
         bins: Cells a side of the grid.
+        place: Point of a cell that stands for it; ``lower`` for the released MeshAnything.
         points: Points of the condition.
         rules: Which files are used; the others are reported.
         max_tokens: Meshes of more tokens are left out and reported.
@@ -250,6 +251,7 @@ class MeshData(BaseData):
         repeat: int = 1,
         tokenizer: str = "amt",
         bins: int = 128,
+        place: Place = "centre",
         points: int = 4096,
         rules: MeshRules | None = None,
         max_tokens: int = 3600,
@@ -285,14 +287,15 @@ class MeshData(BaseData):
         for name, value in (("repeat", repeat), ("points", points)):
             if value < 1:
                 raise ConfigError(f"MeshData: {name} must be at least 1, got {value}.")
+        for name, share in (("unknown_faces", unknown_faces), ("noise", noise)):
+            if not 0 <= share <= 1:
+                raise ConfigError(f"MeshData: {name} must be between 0 and 1, got {share}.")
         self.sources = {"train": _paths(root), "val": _paths(val), "test": _paths(test)}
         self.procedural, self.repeat = dict(zip(("train", "val", "test"), procedural, strict=True)), repeat
         self.tokenizer = make_mesh_tokenizer(tokenizer, bins)
-        self.points, self.face_buckets = points, tuple(face_buckets)
+        self.place, self.points, self.face_buckets = place, points, tuple(face_buckets)
         self.rules, self.mesh_tokens = rules or MeshRules(), max_tokens
         self.augment, self.noise = augment or MeshAugment(), noise
-        if not 0 <= unknown_faces <= 1:
-            raise ConfigError(f"MeshData: unknown_faces must be between 0 and 1, got {unknown_faces}.")
         self.unknown_faces = unknown_faces
         self.fractions = {"val": val_fraction, "test": test_fraction}
         self.cache = None if cache is None else Path(cache)
@@ -308,6 +311,7 @@ class MeshData(BaseData):
                 points=self.points,
                 max_faces=self.rules.max_faces,
                 max_tokens=self.mesh_tokens,
+                place=self.place,
                 face_buckets=self.face_buckets,
             )
         tokenizer = tokenizer_from_dict(spec.tokenizer)

@@ -85,17 +85,22 @@ class MeshPool:
         return _pool([(self.names[i], *self[i], int(self.tokens[i])) for i in chosen], ())
 
     def save(self, path: Path) -> None:
-        """Write the pool as .npz, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the pool as .npz, whole or not at all.
+
+        Raises:
+            DataError: The file cannot be written.
+        """
         facts = {"format": FORMAT, "names": self.names, "left_out": [[x.name, x.reason] for x in self.left_out]}
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 np.savez_compressed(file, facts=np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8), **arrays)
             part.replace(path)
-        finally:
+        except OSError as e:
             part.unlink(missing_ok=True)
+            raise DataError(f"{path}: cannot be written ({e.strerror or e}); choose another folder.") from None
 
     @staticmethod
     def load(path: Path) -> MeshPool:
@@ -105,7 +110,7 @@ class MeshPool:
             DataError: The file is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 facts = json.loads(data["facts"].tobytes())
                 arrays = {name: data[name] for name in _ARRAYS}
             if facts["format"] != FORMAT:
