@@ -30,13 +30,17 @@ from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.mesh import QuantizedMesh
 
+LEAST_AREA = 0.01
+"""Surface, in box units, of the smallest output that is compared: on less, the points that ``edge_chamfer`` draws lie
+so close together that the pairs of neighbours would fill the memory."""
+
 
 class MeshGenerationTask(AveragedTask):
     """Meshes of few faces for points of a surface, token after token, by any causal backbone.
 
     Logs ``loss``, in nats a token, and for validation and test ``nats_per_face``, which compares tokenizers, and
     ``accuracy`` of the next token. A test also writes a mesh for every shape and logs the medians of what
-    ``metrics.compare`` finds between it and the truth, where there is something to compare, the median ratio of their
+    ``metrics.compare`` finds between it and the truth, where its surface is not tiny, the median ratio of their
     face counts and the share of ``valid`` ones: ended, not flat to a line, no face twice. ``meshes.csv`` in the run
     folder has a row for each.
 
@@ -168,7 +172,7 @@ class MeshGenerationTask(AveragedTask):
             area = has_area(one.mesh)
             valid = area and one.finished and len(one.mesh.faces) == one.faces
             row |= {"valid": float(valid), "faces": len(output.faces), "true_faces": len(truth.faces)}
-            if area:
+            if output.area >= LEAST_AREA:
                 row |= compare(output, truth)
             self._meshes.append(row)
 
