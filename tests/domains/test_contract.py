@@ -190,7 +190,13 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
 
 
 # What keeps a step of a recipe short.
-QUICK = {"vision": ["--data.limit", "20", "--data.batch_size", "4"]}
+QUICK = {
+    "vision": ["--data.limit", "20", "--data.batch_size", "4"],
+    "mesh": [
+        *("--data.procedural", "[6,2,2]", "--data.points", "64", "--data.max_tokens", "300", "--data.batch_size", "2"),
+        *("--model.encoder.latents", "4", "--model.encoder.heads", "2"),
+    ],
+}
 
 
 @pytest.fixture(scope="module")
