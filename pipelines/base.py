@@ -183,7 +183,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def predict(self, items: list[Item]) -> list[Prediction]:
-        """Run the model on one batch."""
+        """Run the model on one batch; an error in place of a prediction marks its record as bad."""
 
     @abstractmethod
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:

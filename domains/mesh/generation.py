@@ -5,6 +5,7 @@ Shapes: B items, N points, P condition tokens, D width, V vocabulary with begin,
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor
 
 from vertebra.backbones.decoding import Decoder, Stop, Strategy, generate, stream
+from vertebra.domains.mesh.geometry import CONDITION_SCALE, sample_surface
+from vertebra.domains.mesh.metrics import chamfer
 from vertebra.domains.mesh.model import BEGIN, END, SPECIAL, MeshGenerator
 from vertebra.errors import ConfigError
-from vertebra.tokenizers.mesh import MeshGrammar, QuantizedMesh, canonical
+from vertebra.tokenizers.mesh import MeshGrammar, QuantizedMesh, canonical, dequantize
 
 GREEDY = Strategy(method="greedy")
 
@@ -152,3 +155,74 @@ def _mesh(model: MeshGenerator, ids: list[int], log_probs: list[float], finished
     corners = model.tokenizer.triangles(tokens, partial=not finished)
     mesh = canonical(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
     return GeneratedMesh(mesh, len(tokens), sum(log_probs), finished, len(corners))
+
+
+def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[GeneratedMesh], count: int = 2048) -> int:
+    """Return which candidate lies closest to the points it was made for.
+
+    Args:
+        model: What wrote them.
+        points: Condition (N, 6).
+        candidates: One at least; those without a face, and those that the limit ended, come last.
+        count: Points that are compared.
+    """
+    seen = points[:count, :3].double().cpu().numpy() / CONDITION_SCALE
+    ranks: list[tuple[bool, float]] = []
+    for one in candidates:
+        distance = float("inf")
+        if len(one.mesh.faces):
+            vertices = dequantize(one.mesh.vertices, model.tokenizer.bins, model.spec.place)
+            drawn, _ = sample_surface(vertices, one.mesh.faces, count, np.random.default_rng(0))
+            distance = chamfer(drawn, seen)
+        ranks.append((not one.finished, distance))
+    return min(range(len(ranks)), key=ranks.__getitem__)
+
+
+def generate_best(
+    model: MeshGenerator,
+    points: Tensor,
+    strategy: Strategy = GREEDY,
+    *,
+    candidates: int = 1,
+    faces: Sequence[int] | None = None,
+    max_tokens: int | None = None,
+    numbers: Sequence[int] | None = None,
+    compiled: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[GeneratedMesh]:
+    """Write several meshes for every shape, and keep the one that lies closest to its points.
+
+    The first is by ``strategy``; the others are sampled, with its temperature, top-k and top-p.
+
+    Args:
+        model: As in ``generate_meshes``.
+        points: As in ``generate_meshes``.
+        strategy: As in ``generate_meshes``.
+        candidates: How many.
+        faces: As in ``generate_meshes``.
+        max_tokens: As in ``generate_meshes``.
+        numbers: As in ``generate_meshes``.
+        compiled: As in ``Decoder``.
+        progress: As in ``generate_meshes``, called in each of both rounds.
+
+    Raises:
+        ConfigError: As in ``generate_meshes``, or ``candidates`` < 1.
+    """
+    if candidates < 1:
+        raise ConfigError(f"candidates must be at least 1, got {candidates}.")
+
+    def write(rows: Tensor, how: Strategy, told: Sequence[int] | None, named: Sequence[int]) -> list[GeneratedMesh]:
+        return generate_meshes(
+            model, rows, how, faces=told, max_tokens=max_tokens, numbers=named, compiled=compiled, progress=progress
+        )
+
+    own = list(range(len(points))) if numbers is None else list(numbers)
+    first = write(points, strategy, faces, own)
+    if candidates == 1:
+        return first
+    more = candidates - 1
+    told = None if faces is None else [n for n in faces for _ in range(more)]
+    named = [n * candidates + k for n in own for k in range(1, candidates)]  # draws that no other item has
+    others = write(points.repeat_interleave(more, dim=0), dataclasses.replace(strategy, method="sample"), told, named)
+    found = [[one, *others[i * more : (i + 1) * more]] for i, one in enumerate(first)]
+    return [few[closest(model, row, few)] for row, few in zip(points, found, strict=True)]

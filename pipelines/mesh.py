@@ -1,0 +1,562 @@
+"""Meshes: clean ones of few faces for dense meshes, scans and point clouds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vertebra.errors import ConfigError, DataError
+from vertebra.pipelines import figures
+from vertebra.pipelines.base import Bad, Item, Pipeline, Writer
+from vertebra.pipelines.catalog import verb
+from vertebra.pipelines.files import Outputs
+from vertebra.pipelines.mesh_figures import Panel, four_views, sheet
+from vertebra.pipelines.mesh_viewer import viewer
+from vertebra.pipelines.prediction import Prediction
+from vertebra.pipelines.report import Report
+from vertebra.pipelines.vision import model_name
+
+if TYPE_CHECKING:
+    import trimesh
+    from matplotlib.figure import Figure
+
+    from vertebra.domains.mesh.files import Shape
+    from vertebra.domains.mesh.showing import Shown
+    from vertebra.domains.model import DomainModel
+
+MESHES = (".obj", ".glb", ".ply", ".stl", ".off")
+SHEET, VIEWED = 24, 12
+"""Most shapes of the sheet, and of the report's interactive views."""
+HEAVY = 60_000
+"""Inputs of more faces are shown as points in the report, which would become too large."""
+POINT_COUNT = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One shape on its way.
+
+    Args:
+        shape: As the file has it.
+        shown: What the model is shown.
+    """
+
+    shape: Shape
+    shown: Shown
+
+
+@verb(
+    "mesh/generate",
+    inputs="meshes and scans (.obj, .ply, .glb, .gltf, .stl, .off), point clouds (.npy, .npz, .ply), folders of them",
+    outputs=".obj, .glb, .ply, .stl, .off: the mesh of one input; .json: any number, in the folder OUT/; beside it "
+    "OUT.json (metrics), OUT.png (pictures) and OUT.html (report with views to turn)",
+    model="mesh_generator",
+    tasks=("mesh/generate",),
+)
+class Generate(Pipeline):
+    """Meshes of few faces for dense meshes, scans and point clouds, token after token.
+
+    Args:
+        model: See ``Pipeline``.
+        device: See ``Pipeline``.
+        batch_size: Most shapes at once.
+        batch_tokens: Most positions of the backbone at once.
+        faces: About how many faces a mesh shall have, for a model that can be told; None leaves it to the model.
+        candidates: Meshes to write for each shape; the one that lies closest to the input's points is kept.
+        method: ``greedy``, ``sample`` or ``beam``.
+        temperature: Below 1 likelier, above 1 more varied.
+        top_k: Sample from so many of the likeliest tokens; 0 for all.
+        top_p: Sample from the likeliest tokens that together have this probability.
+        beams: Beams of ``beam``.
+        max_tokens: Most tokens of a mesh; None for as many as the model was trained with.
+        seed: Seed of points and draws.
+        up: Vertical axis of the input, ``y`` or ``z``; the output has the same.
+        format: Ending of the meshes in the folder.
+    """
+
+    endings = (*MESHES, ".json")
+    unit = "shapes"
+    reads_folders = True
+    pool_batches = 1
+
+    def __init__(
+        self,
+        model: str | Path | DomainModel | None = None,
+        *,
+        device: str = "auto",
+        batch_size: int = 16,
+        batch_tokens: int = 65_536,
+        faces: int | None = None,
+        candidates: int = 4,
+        method: str = "greedy",
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 0.95,
+        beams: int = 4,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        up: str = "y",
+        format: str = "obj",
+    ) -> None:
+        super().__init__(model, device=device, batch_size=batch_size, batch_tokens=batch_tokens)
+        from vertebra.backbones.decoding import Strategy
+        from vertebra.domains.mesh.model import MeshGenerator
+
+        assert isinstance(self.model, MeshGenerator)
+        self.generator: MeshGenerator = self.model
+        self.model_name = model_name(self, model)
+        if method not in ("greedy", "sample", "beam"):
+            raise ConfigError(f"{self.name}: method must be greedy, sample or beam, got {method!r}.")
+        for name, value, least in (("candidates", candidates, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ConfigError(f"{self.name}: {name} must be at least {least}, got {value}.")
+        if faces is not None:
+            if faces < 1:
+                raise ConfigError(f"{self.name}: faces must be at least 1, got {faces}.")
+            self.generator.bucket_of(faces)
+        most = self.generator.spec.max_tokens
+        if max_tokens is not None and not 1 <= max_tokens <= most:
+            raise ConfigError(
+                f"{self.name}: max_tokens must be between 1 and {most:,}, the most this model was trained with, "
+                f"got {max_tokens:,}."
+            )
+        self.strategy = Strategy(
+            method=method,  # type: ignore[arg-type]  # checked above
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            beams=beams,
+            seed=seed,
+        )
+        self.faces, self.candidates, self.max_tokens, self.seed = faces, candidates, max_tokens or most, seed
+        self.up, self.format = check_up(self.name, up), check_format(self.name, format)
+
+    @classmethod
+    def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """Add the pipeline's options."""
+        super().add_arguments(parser)
+        parser.set_defaults(batch_size=16, batch_tokens=65_536)
+        group = parser.add_argument_group("generation")
+        group.add_argument("--faces", type=int, metavar="N", help="about how many faces (default: the model decides)")
+        group.add_argument(
+            "--candidates", type=int, default=4, metavar="N",
+            help="meshes to write for each shape, the one closest to its points is kept (default: 4)",
+        )  # fmt: skip
+        group.add_argument("--method", default="greedy", help="greedy, sample or beam (default: greedy)")
+        group.add_argument("--temperature", type=float, default=1.0, help="below 1 likelier (default: 1)")
+        group.add_argument("--top-k", type=int, default=50, metavar="N", help="0 for all (default: 50)")
+        group.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1 for all (default: 0.95)")
+        group.add_argument("--beams", type=int, default=4, metavar="N", help="of beam search (default: 4)")
+        group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens of a mesh (default: the model's)")
+        group.add_argument("--seed", type=int, default=0, metavar="N", help="of points and draws (default: 0)")
+        add_file_arguments(parser)
+
+    # ---------------------------------------------------------------- reading
+
+    def folder_files(self, folder: Path) -> list[Path]:
+        """List the meshes and point clouds of a folder."""
+        from vertebra.domains.mesh.files import find_shapes
+
+        return find_shapes([folder])
+
+    def amount(self, path: Path) -> float | None:
+        """A file is one shape."""
+        return 1.0
+
+    def read(self, path: Path, bad: Bad) -> Iterator[Item]:
+        """Yield the shape of a file."""
+        from vertebra.domains.mesh.files import read_shape
+
+        yield self._item(read_shape(path), str(path), path.stem)
+
+    def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
+        """Yield the shape that a mesh of trimesh, or points (N, 3) or (N, 6), stand for."""
+        yield self._item(shape_of(self.name, value), "", f"shape_{index}")
+
+    def _item(self, shape: Shape, file: str, record: str) -> Item:
+        from vertebra.domains.mesh.showing import show
+
+        turned = turned_shape(shape, self.up)
+        shown = show(turned, self.generator.spec.points, np.random.default_rng(self.seed))
+        size = self.generator.prefix_length + self.max_tokens
+        return Item(file=file, record=record, data=Job(shape, shown), size=size, weight=0.0)
+
+    # ---------------------------------------------------------------- writing meshes
+
+    def predict(self, items: list[Item]) -> list[Prediction]:
+        """Write the meshes of one batch."""
+        import torch
+
+        from vertebra.domains.mesh.generation import generate_best
+        from vertebra.domains.mesh.geometry import to_trimesh
+
+        jobs: list[Job] = [item.data for item in items]
+        points = torch.from_numpy(np.stack([job.shown.condition for job in jobs])).to(self.device)
+        rounds = 1 if self.candidates == 1 else 2
+        begun, done, begin = 0, 0.0, time.perf_counter()
+
+        def progress(step: int, going: int) -> None:
+            nonlocal begun, done
+            begun += step == 1
+            share = min(1.0, begun - 1 + step / (self.max_tokens + 2)) / rounds
+            self.advance((share - done) * len(items))
+            done = share
+
+        made = generate_best(
+            self.generator,
+            points,
+            self.strategy,
+            candidates=self.candidates,
+            faces=None if self.faces is None else [self.faces] * len(items),
+            max_tokens=self.max_tokens,
+            progress=progress,
+        )
+        self.advance((1 - done) * len(items))
+        seconds = time.perf_counter() - begin
+        results: list[Any] = []  # errors stand for shapes without a mesh
+        spec = self.generator.spec
+        for item, job, one in zip(items, jobs, made, strict=True):
+            if not len(one.mesh.faces):
+                advice = "try another --seed, more --candidates, or --method sample"
+                results.append(DataError(f"{item.record}: the model wrote no whole face; {advice}."))
+                continue
+            mesh = to_trimesh(one.mesh, self.generator.tokenizer.bins, spec.place, job.shown.placement)
+            mesh.vertices = turned_back(mesh.vertices, self.up)
+            details = {"tokens": one.tokens, "finished": one.finished, "seconds": seconds / len(items)}
+            results.append(
+                GeneratedMesh(
+                    mesh, name=item.record, details={**details, **measured(mesh, job)}, label="mesh", source=job.shape
+                )
+            )
+        return results
+
+    def writer(self, outputs: Outputs, several_files: bool) -> Writer:
+        """Open the meshes, metrics, pictures and report."""
+        return _GenerateWriter(self, outputs, several_files)
+
+
+def measured(mesh: trimesh.Trimesh, job: Job) -> dict[str, Any]:
+    """Say what a mesh is like, and how far it lies from the input; distances are shares of the input's longest side."""
+    import trimesh
+
+    from vertebra.domains.mesh.geometry import sample_surface
+    from vertebra.domains.mesh.metrics import chamfer, compare, describe
+
+    found: dict[str, Any] = dict(describe(mesh))
+    if not len(mesh.faces):
+        return found
+    frame, source = job.shown.placement, job.shape
+    if source.mesh is not None:
+        output, truth = (
+            trimesh.Trimesh(m.vertices / frame.scale, m.faces, process=False) for m in (mesh, source.mesh)
+        )
+        found |= compare(output, truth)
+        found["input_faces"] = len(source.mesh.faces)
+    else:
+        assert source.points is not None
+        drawn, _ = sample_surface(mesh.vertices, mesh.faces, 10_000, np.random.default_rng(0))
+        few = source.points[:: max(1, len(source.points) // 10_000)]
+        found["chamfer"] = chamfer(drawn / frame.scale, few / frame.scale)
+        found["input_points"] = len(source.points)
+    return found
+
+
+@dataclass(eq=False, repr=False)
+class GeneratedMesh(Prediction):
+    """A mesh that a model wrote; ``value`` is a ``trimesh.Trimesh`` where the input lay."""
+
+    source: Shape | None = None
+
+    def panels(self, light: bool = False) -> list[Panel]:
+        """Return the input and the mesh; ``light`` shows large inputs as points."""
+        output = Panel(self.value.vertices, self.value.faces, "output", self._note())
+        return [input_panel(self.source, light), output] if self.source is not None else [output]
+
+    def figure(self) -> Figure:
+        """Draw input and output from four sides."""
+        return four_views(*self.panels(), title=self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, vertices, faces and details as plain Python values."""
+        value = {"vertices": self.value.vertices.tolist(), "faces": self.value.faces.tolist()}
+        return {"name": self.name, "value": value, **self.details}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the mesh as .obj, .glb, .ply, .stl or .off; other endings as ``Prediction.save``."""
+        from vertebra.domains.mesh.files import write_mesh
+
+        if Path(path).suffix in MESHES:
+            write_mesh(self.value, path)
+            return Path(path)
+        return super().save(path)
+
+    def _note(self) -> str:
+        distance = self.details.get("chamfer")
+        return "" if distance is None else f"Chamfer {distance:.4f}"
+
+    def _brief(self) -> str:
+        return f"{len(self.value.vertices):,} vertices, {len(self.value.faces):,} faces"
+
+
+class _GenerateWriter(Writer):
+    """The meshes, OUT.json, OUT.png and OUT.html."""
+
+    def __init__(self, pipeline: Generate, outputs: Outputs, several_files: bool) -> None:
+        self.pipeline = pipeline
+        self.files = MeshFiles(pipeline.name, outputs, several_files, pipeline.format)
+        self.outputs = outputs
+        self.picture = outputs.open(outputs.side(".png"), "wb")
+        self.page = outputs.side(".html")
+        self.shown: list[GeneratedMesh] = []
+        self.begin = time.perf_counter()
+
+    def write(self, item: Item, prediction: Prediction) -> None:
+        """Write one mesh."""
+        assert isinstance(prediction, GeneratedMesh)
+        self.files.add(item, prediction.value, prediction.details)
+        if len(self.shown) < SHEET:
+            self.shown.append(prediction)
+
+    def finish(self) -> None:
+        """Write metrics, pictures and report."""
+        if not self.files.made:
+            return
+        p = self.pipeline
+        seconds = time.perf_counter() - self.begin
+        tokens = sum(facts["tokens"] for facts in self.files.made)
+        summary: dict[str, Any] = {
+            "pipeline": p.name,
+            "model": p.model_name,
+            "tokenizer": p.generator.tokenizer.to_dict(),
+            "candidates": p.candidates,
+            "method": p.strategy.method,
+            "seed": p.seed,
+            "tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_mb": round(peak_memory(p.device.type) / 2**20),
+        }
+        self.files.finish(summary)
+        figure = self._figure()
+        self.picture.write(figures.png_bytes(figure))
+        self._report(summary, figure)
+
+    def _figure(self) -> Figure:
+        if len(self.files.made) == 1:
+            return self.shown[0].figure()
+        rows = [(one.name, one.panels()) for one in self.shown]
+        return sheet(rows, ["input", "output"], title=f"{len(self.files.made):,} meshes", across=2)
+
+    def _report(self, summary: dict[str, Any], figure: Figure) -> None:
+        report = Report("mesh/generate")
+        report.section("Run").facts({k: v for k, v in summary.items() if not isinstance(v, dict)})
+        names = [n for n in _COLUMNS if any(n in facts for facts in self.files.made)]
+        rows = [[facts["name"], *(facts.get(n) for n in names)] for facts in self.files.made]
+        report.section("Meshes").table(rows, ["name", *(_COLUMNS[n] for n in names)])
+        report.text(
+            "Distances are shares of the input's longest side. Chamfer: half the sum of both mean distances to the "
+            "nearest of 10,000 points; edges: the same for points at sharp edges; normals: 1 where they agree."
+        )
+        report.figure(figure, "Inputs and outputs.")
+        report.section("To turn")
+        for one in self.shown[:VIEWED]:
+            report.html(viewer(one.name, one.panels(light=True)))
+        with TemporaryDirectory() as folder:
+            self.outputs.write(self.page, report.write(Path(folder) / "report.html").read_bytes())
+
+
+_COLUMNS = {
+    "faces": "faces",
+    "vertices": "vertices",
+    "chamfer": "Chamfer",
+    "edge_chamfer": "edges",
+    "normal_consistency": "normals",
+    "watertight": "watertight",
+    "self_intersection_share": "self-intersecting",
+    "tokens": "tokens",
+    "finished": "finished",
+}
+
+
+# ---------------------------------------------------------------- shared by the verbs of meshes
+
+
+class MeshFiles:
+    """Meshes of a run: one beside its metrics, or many in a folder.
+
+    Args:
+        name: Of the pipeline.
+        outputs: The files of the run; its target is a mesh, or a .json with a folder of meshes.
+        several: Whether there are several inputs.
+        ending: Ending of the meshes in the folder, without the dot.
+    """
+
+    def __init__(self, name: str, outputs: Outputs, several: bool, ending: str) -> None:
+        self.outputs, self.ending = outputs, f".{ending}"
+        self.made: list[dict[str, Any]] = []
+        target = outputs.target
+        self.single = target.suffix in MESHES
+        if self.single and several:
+            raise ConfigError(
+                f"{name}: {target.name} holds one mesh, and there are several inputs; name a .json, whose folder "
+                f"{target.stem}/ gets them all."
+            )
+        self.name = name
+        self.summary = outputs.side(".json") if self.single else target
+        self.stream = outputs.open(target, "wb") if self.single else outputs.open(target)
+        if not self.single:
+            folder = target.with_suffix("")
+            self.folder = outputs.folder(folder, _written_before(target, folder.name))
+
+    def add(self, item: Item, mesh: trimesh.Trimesh, details: dict[str, Any]) -> None:
+        """Write one mesh.
+
+        Raises:
+            ConfigError: There is a second one, and the output holds one.
+        """
+        facts = {key: round(v, 6) if isinstance(v, float) else v for key, v in details.items()}
+        listed: dict[str, Any] = {"name": item.record, "input": item.file}
+        if self.single and self.made:
+            raise ConfigError(f"{self.name}: the output holds one mesh, and the input has more; name a .json.")
+        if self.single:
+            self.stream.write(mesh_bytes(mesh, self.outputs.target.suffix))
+        else:
+            plain = re.sub(r"[^\w.-]+", "_", item.record)[:60]
+            name = f"{len(self.made) + 1:04}-{plain}{self.ending}"
+            self.outputs.write(self.folder / name, mesh_bytes(mesh, self.ending))
+            listed["file"] = f"{self.folder.name}/{name}"
+        self.made.append({**listed, **facts})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the summary, with what is known of every mesh."""
+        stream = self.outputs.open(self.summary) if self.single else self.stream
+        json.dump({**summary, "meshes": self.made}, stream, indent=1, ensure_ascii=False)
+        stream.write("\n")
+
+
+def mesh_bytes(mesh: trimesh.Trimesh, ending: str) -> bytes:
+    """Return a mesh as the bytes of a file."""
+    from vertebra.domains.mesh.files import write_mesh
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"mesh{ending}"
+        write_mesh(mesh, path)
+        return path.read_bytes()
+
+
+def shape_of(name: str, value: Any) -> Shape:
+    """Return the shape that a mesh of trimesh, or an array of points, stands for.
+
+    Raises:
+        DataError: Something else.
+    """
+    import trimesh
+
+    from vertebra.domains.mesh.files import Shape
+
+    if isinstance(value, trimesh.Trimesh):
+        return Shape(mesh=value)
+    array = np.asarray(value, dtype=np.float64) if isinstance(value, np.ndarray) else np.empty(0)
+    if array.ndim != 2 or array.shape[1] not in (3, 6) or not len(array):
+        raise DataError(
+            f"{name}: takes a path, a trimesh.Trimesh, or points as an array (N, 3) or (N, 6), got "
+            f"{type(value).__name__}{f' of shape {array.shape}' if array.ndim > 1 else ''}."
+        )
+    return Shape(points=array[:, :3], normals=array[:, 3:] if array.shape[1] == 6 else None)
+
+
+def turned_shape(shape: Shape, up: str) -> Shape:
+    """Return a shape whose vertical axis is ``up`` with ``y`` up."""
+    import trimesh
+
+    from vertebra.domains.mesh.files import Shape
+    from vertebra.domains.mesh.showing import turn_up
+
+    if up == "y":
+        return shape
+    if shape.mesh is not None:
+        mesh = trimesh.Trimesh(turn_up(shape.mesh.vertices, up), shape.mesh.faces, process=False)
+        return Shape(mesh=mesh, notes=shape.notes)
+    assert shape.points is not None
+    normals = None if shape.normals is None else turn_up(shape.normals, up)
+    return Shape(points=turn_up(shape.points, up), normals=normals, notes=shape.notes)
+
+
+def turned_back(vertices: np.ndarray, up: str) -> np.ndarray:
+    """Undo ``turned_shape`` for vertices (V, 3)."""
+    from vertebra.domains.mesh.showing import turn_up
+
+    return turn_up(np.asarray(vertices), up, back=True)
+
+
+def input_panel(shape: Shape, light: bool = False) -> Panel:
+    """Return the panel of an input; ``light`` shows large meshes as points."""
+    from vertebra.domains.mesh.geometry import sample_surface
+
+    grey = "#B8BCC2"
+    if shape.mesh is None:
+        assert shape.points is not None
+        few = shape.points[:: max(1, len(shape.points) // POINT_COUNT)]
+        return Panel(few, None, "input", colour=grey)
+    mesh = shape.mesh
+    if light and len(mesh.faces) > HEAVY:
+        points, _ = sample_surface(mesh.vertices, mesh.faces, POINT_COUNT, np.random.default_rng(0))
+        return Panel(points, None, "input", f"of {len(mesh.faces):,} faces", colour=grey)
+    return Panel(mesh.vertices, mesh.faces, "input", colour=grey)
+
+
+def check_up(name: str, up: str) -> str:
+    """Return the vertical axis if it is one."""
+    if up not in ("y", "z"):
+        raise ConfigError(f"{name}: up must be y or z, got {up!r}.")
+    return up
+
+
+def check_format(name: str, ending: str) -> str:
+    """Return the ending of meshes without its dot if it is one."""
+    ending = ending.removeprefix(".")
+    if f".{ending}" not in MESHES:
+        raise ConfigError(f"{name}: format must be one of {', '.join(e[1:] for e in MESHES)}, got {ending!r}.")
+    return ending
+
+
+def add_file_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options on files that the verbs of meshes share."""
+    group = parser.add_argument_group("files")
+    group.add_argument("--up", default="y", help="vertical axis of the input, y or z (default: y)")
+    group.add_argument(
+        "--format", default="obj", metavar="ENDING", help="of the meshes in a folder: obj, glb, ... (default: obj)"
+    )
+
+
+def peak_memory(device: str) -> int:
+    """Return the most memory that was held at once, in bytes: of the GPU where one is used, else of the process."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _written_before(summary: Path, folder: str) -> list[str]:
+    """Names in the folder that an earlier run to the same output wrote, by its summary."""
+    try:
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        files = [Path(str(facts["file"])) for facts in found["meshes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [file.name for file in files if file.parent.name == folder]
+
+
+__all__ = ["Generate", "GeneratedMesh", "Job", "MeshFiles"]
