@@ -16,7 +16,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -25,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from vertebra.errors import ConfigError, DataError, UnknownNameError
-from vertebra.tokenizers.base import Tokenizer
+from vertebra.tokenizers.base import Tokenizer, tokenizer_from_dict
 
 Ints = NDArray[np.int64]
 Place = Literal["centre", "lower"]
@@ -434,14 +433,16 @@ MESH_TOKENIZERS = {
 
 
 def make_mesh_tokenizer(name: str, bins: int = 128) -> MeshTokenizer:
-    """Make a tokenizer by its name.
+    """Make a tokenizer by its name, with arguments behind it as in ``amt,up=z``.
 
     Raises:
         UnknownNameError: No such tokenizer.
+        ConfigError: An argument it does not take.
     """
-    if name not in MESH_TOKENIZERS:
-        raise UnknownNameError("mesh tokenizer", name, MESH_TOKENIZERS)
-    module, cls = MESH_TOKENIZERS[name]
-    made = getattr(import_module(f"vertebra.tokenizers.{module}"), cls)(bins=bins)
+    kind, *changes = name.split(",")
+    if kind not in MESH_TOKENIZERS:
+        raise UnknownNameError("mesh tokenizer", kind, MESH_TOKENIZERS)
+    path = ".".join(MESH_TOKENIZERS[kind])
+    made = tokenizer_from_dict({"tokenizer": path, "bins": bins, **dict(c.partition("=")[::2] for c in changes)})
     assert isinstance(made, MeshTokenizer)
     return made

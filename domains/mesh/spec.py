@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
+from vertebra.tokenizers.mesh import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class MeshSpec(DataSpec):
     points: int = 4096
     max_faces: int = 800
     max_tokens: int = 3600
-    place: Literal["centre", "lower"] = "centre"
+    place: Place = "centre"
     face_buckets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:

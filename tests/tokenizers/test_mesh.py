@@ -199,6 +199,9 @@ def test_description(tokenizer):
 
 def test_names():
     assert make_mesh_tokenizer("plain").bins == 128
+    assert make_mesh_tokenizer("amt,up=z").to_dict() == {"tokenizer": "mesh_amt.AMTTokenizer", "bins": 128, "up": "z"}
+    with pytest.raises(ConfigError, match="CoordinateTokenizer has no argument 'up'"):
+        make_mesh_tokenizer("plain,up=z")
     with pytest.raises(UnknownNameError, match=r"unknown mesh tokenizer 'amd'\. Did you mean 'amt'"):
         make_mesh_tokenizer("amd")
     for module, cls in MESH_TOKENIZERS.values():
