@@ -157,20 +157,26 @@ def _mesh(model: MeshGenerator, ids: list[int], log_probs: list[float], finished
     return GeneratedMesh(mesh, len(tokens), sum(log_probs), finished, len(corners))
 
 
+def has_area(mesh: QuantizedMesh) -> bool:
+    """Whether the corners of any face do not lie on one line."""
+    a, b, c = np.moveaxis(mesh.corners, 1, 0)
+    return bool(np.cross(b - a, c - a).any())
+
+
 def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[GeneratedMesh], count: int = 2048) -> int:
     """Return which candidate lies closest to the points it was made for.
 
     Args:
         model: What wrote them.
         points: Condition (N, 6).
-        candidates: One at least; those without a face, and those that the limit ended, come last.
+        candidates: One at least; those without an area, and those that the limit ended, come last.
         count: Points that are compared.
     """
     seen = points[:count, :3].double().cpu().numpy() / CONDITION_SCALE
     ranks: list[tuple[bool, float]] = []
     for one in candidates:
         distance = float("inf")
-        if len(one.mesh.faces):
+        if has_area(one.mesh):
             vertices = dequantize(one.mesh.vertices, model.tokenizer.bins, model.spec.place)
             drawn, _ = sample_surface(vertices, one.mesh.faces, count, np.random.default_rng(0))
             distance = chamfer(drawn, seen)

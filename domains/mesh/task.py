@@ -19,7 +19,7 @@ from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig
-from vertebra.domains.mesh.generation import GREEDY, generate_meshes
+from vertebra.domains.mesh.generation import GREEDY, generate_meshes, has_area
 from vertebra.domains.mesh.geometry import to_trimesh, weld
 from vertebra.domains.mesh.metrics import compare
 from vertebra.domains.mesh.model import PAD, MeshGenerator
@@ -28,7 +28,6 @@ from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
-from vertebra.tokenizers.mesh import QuantizedMesh
 
 LEAST_AREA = 0.01
 """Surface, in box units, of the smallest output that is compared: on less, the points that ``edge_chamfer`` draws lie
@@ -219,12 +218,6 @@ def _losses(logits: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float) -
     return F.cross_entropy(
         logits.transpose(1, 2).float(), target, ignore_index=PAD, label_smoothing=label_smoothing, reduction="none"
     )
-
-
-def has_area(mesh: QuantizedMesh) -> bool:
-    """Whether the corners of any face do not lie on one line."""
-    a, b, c = np.moveaxis(mesh.corners, 1, 0)
-    return bool(np.cross(b - a, c - a).any())
 
 
 def _soup(corners: np.ndarray[Any, np.dtype[np.float64]]) -> trimesh.Trimesh:

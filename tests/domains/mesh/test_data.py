@@ -181,6 +181,9 @@ def test_the_spec_says_what_the_data_knows():
         max_tokens=777,
         face_buckets=(20, 40),
     )
+    data = setup(procedural=(1, 1, 1), tokenizer="amt,up=z", place="lower")
+    assert data.spec.tokenizer == AMT.to_dict() | {"up": "z"}
+    assert data.spec.place == "lower"
 
 
 def test_a_models_spec_holds():
@@ -242,7 +245,7 @@ def test_evaluation_is_the_same_in_every_epoch(pool):
     assert (MeshItems(pool, SPEC, 1).item(0, 0).points != items.item(0, 0).points).any(1).all()
     known = items.item(0, 0)
     vertices, faces = pool[0]
-    assert canonical(quantize(vertices, 128), faces).faces.shape[0] == known.faces
+    assert canonical(quantize(vertices, 128), faces).faces.shape[0] == len(known.cells)
 
 
 def test_face_counts_are_told_and_hidden(pool):
@@ -266,9 +269,9 @@ def test_face_counts_are_told_and_hidden(pool):
 
 def test_batches_are_what_a_model_takes(pool):
     batch = MeshItems(pool, SPEC, 0).fetch(np.array([3, 1]), 0)
-    assert batch.keys() == {"points", "ids", "kinds", "mask", "face_buckets", "corners", "index"}
+    assert batch.keys() == {"points", "ids", "kinds", "mask", "face_buckets", "corners", "cells", "index"}
     assert (batch["points"].dtype, batch["points"].shape) == (torch.float32, (2, 256, 6))
-    for name in ("ids", "kinds", "face_buckets", "index"):
+    for name in ("ids", "kinds", "face_buckets", "cells", "index"):
         assert batch[name].dtype == torch.int64
     assert batch["mask"].dtype == torch.bool
     assert batch["index"].tolist() == [3, 1]
@@ -280,6 +283,10 @@ def test_batches_are_what_a_model_takes(pool):
         kinds = batch["kinds"][row][batch["mask"][row]]
         assert kinds.tolist() == [BEGIN, *(AMT.kinds(own[1:-1].numpy() - SPECIAL) + SPECIAL), END]
         assert batch["corners"][row].isfinite().all((1, 2)).sum() == pool.face_counts[i]
+        cells = batch["cells"][row]
+        np.testing.assert_array_equal(cells[: len(mesh.faces)], mesh.corners)
+        assert (cells[len(mesh.faces) :] == -1).all()
+    assert not torch.equal(*(batch["cells"] >= 0).all((2, 3)).sum(1))  # one has padding
 
 
 def test_loaders_bound_batches_by_tokens():
@@ -342,7 +349,7 @@ def test_corners_are_those_that_the_tokens_write(pool):
             assert (np.clip(dequantize(cells, bins), -0.5, 0.5) == dequantize(cells, bins)).all()
             kept = [f for f in cells.tolist() if len({tuple(c) for c in f}) == 3]
             assert {tuple(sorted(map(tuple, f))) for f in kept} == written
-            assert item.faces == len(written)
+            assert len(item.cells) == len(written)
 
 
 def test_a_mesh_that_vanishes_is_an_error():

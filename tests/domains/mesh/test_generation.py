@@ -6,11 +6,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import trimesh
 from tests.domains.mesh.test_model import AMT, BACKBONES, batch, build
 
 from vertebra.backbones.decoding import Stop, Strategy, stream
-from vertebra.domains.mesh.generation import GREEDY, MeshMachine, decoder_of, generate_meshes
+from vertebra.domains.mesh.generation import (
+    GREEDY,
+    GeneratedMesh,
+    MeshMachine,
+    closest,
+    decoder_of,
+    generate_best,
+    generate_meshes,
+    has_area,
+)
+from vertebra.domains.mesh.geometry import CONDITION_SCALE, quantized, sample_surface
 from vertebra.domains.mesh.model import BEGIN, END, PAD, SPECIAL
+from vertebra.domains.mesh.procedural import draw
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.mesh import MESH_TOKENIZERS, canonical, make_mesh_tokenizer, same_faces
 
@@ -206,6 +218,60 @@ def test_the_number_of_faces_reaches_the_model():
     same(low[1], high[1])
     with pytest.raises(ConfigError, match=r"^faces: this model was trained without a face count"):
         generate_meshes(build(), points, faces=[10, 10])
+
+
+# ---------------------------------------------------------------- the best of several
+
+
+LINE = canonical([[0, 0, 0], [1, 1, 1], [3, 3, 3]], [[0, 1, 2]])
+EMPTY = canonical(np.zeros((0, 3), int), np.zeros((0, 3), int))
+
+
+def made_of(mesh, finished=True):
+    return GeneratedMesh(mesh, 9, -1.0, finished, len(mesh.faces))
+
+
+def test_areas_are_told_from_lines():
+    assert not has_area(LINE)
+    assert not has_area(EMPTY)
+    assert has_area(canonical([[0, 0, 0], [1, 1, 1], [3, 3, 2]], [[0, 1, 2]]))
+
+
+def test_the_closest_is_found():
+    model = build()
+    box, ball = draw("train", 0, 0), trimesh.creation.icosphere(1, 0.5)
+    own, other = (made_of(quantized(mesh, 16)[0]) for mesh in (box, ball))
+    points = sample_surface(box.vertices * CONDITION_SCALE, box.faces, 500, np.random.default_rng(0))
+    points = torch.tensor(np.concatenate(points, axis=1), dtype=torch.float32)
+    cut, far = made_of(own.mesh, finished=False), made_of(other.mesh, finished=False)
+    for few, best in (
+        ([other, own], 1),
+        ([own, other], 0),
+        ([made_of(EMPTY), made_of(LINE), other], 2),
+        ([cut, other], 1),
+        ([far, cut], 1),
+        ([made_of(LINE)], 0),
+    ):
+        assert closest(model, points, few) == best
+
+
+def test_the_best_of_several_is_kept():
+    model = ending(build(buckets=(30,)), 1)
+    points = batch((12,) * 3)[0]
+    for strategy in (GREEDY, SAMPLE, Strategy(method="beam", beams=2)):
+        alone = generate_meshes(model, points, strategy, max_tokens=40)
+        for one, best in zip(alone, generate_best(model, points, strategy, max_tokens=40), strict=True):
+            same(one, best)
+    told = {"max_tokens": 40, "faces": [10, 50, 10]}
+    rounds = [generate_meshes(model, points, SAMPLE, numbers=[5, 6, 7], **told)]
+    rounds += [generate_meshes(model, points, SAMPLE, numbers=[15 + k, 18 + k, 21 + k], **told) for k in (1, 2)]
+    best = generate_best(model, points, SAMPLE, candidates=3, numbers=[5, 6, 7], **told)
+    for row, one in enumerate(best):
+        few = [made[row] for made in rounds]
+        same(one, few[closest(model, points[row], few)])
+    assert any(a.mesh != b.mesh for a, b in zip(rounds[0], best, strict=True))
+    with pytest.raises(ConfigError, match=r"^candidates must be at least 1, got 0\.$"):
+        generate_best(model, points, candidates=0)
 
 
 # ---------------------------------------------------------------- limits

@@ -19,7 +19,7 @@ from vertebra.domains.mesh.data import MeshData
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig
 from vertebra.domains.mesh.generation import GeneratedMesh
 from vertebra.domains.mesh.model import END, PAD, SPECIAL
-from vertebra.domains.mesh.task import MeshGenerationTask, has_area, token_losses
+from vertebra.domains.mesh.task import MeshGenerationTask, token_losses
 from vertebra.domains.saving import load_model, save_model
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.mesh import canonical, quantize
@@ -185,12 +185,6 @@ def mesh_of(corners):
 
 LINE = mesh_of([[[-0.5, 0, 0], [0, 0, 0], [0.4, 0, 0]]])
 EMPTY = canonical(np.zeros((0, 3), int), np.zeros((0, 3), int))
-
-
-def test_areas_are_told_from_lines():
-    assert not has_area(LINE)
-    assert not has_area(EMPTY)
-    assert has_area(mesh_of([[[-0.5, 0, 0], [0, 0, 0], [0.4, 0.1, 0]]]))
 
 
 def test_meshes_are_judged(monkeypatch, tmp_path):
