@@ -168,6 +168,10 @@ class Generate(Pipeline):
 
         return find_shapes([folder])
 
+    def input_files(self, inputs: list[Path], target: Path) -> list[Path]:
+        """As in ``Pipeline``; the folder of a .json is left out too."""
+        return without_results(super().input_files(inputs, target), inputs, target)
+
     def amount(self, path: Path) -> float | None:
         """A file is one shape."""
         return 1.0
@@ -187,7 +191,8 @@ class Generate(Pipeline):
 
         turned = turned_shape(shape, self.up)
         shown = show(turned, self.generator.spec.points, np.random.default_rng(self.seed))
-        size = self.generator.prefix_length + self.max_tokens
+        at_once = max(1, self.candidates - 1, self.strategy.beams if self.strategy.method == "beam" else 1)
+        size = at_once * (self.generator.prefix_length + self.max_tokens)
         return Item(file=file, record=record, data=Job(shape, shown), size=size, weight=0.0)
 
     # ---------------------------------------------------------------- writing meshes
@@ -196,7 +201,7 @@ class Generate(Pipeline):
         """Write the meshes of one batch."""
         import torch
 
-        from vertebra.domains.mesh.generation import generate_best
+        from vertebra.domains.mesh.generation import generate_best, has_area
         from vertebra.domains.mesh.geometry import to_trimesh
 
         jobs: list[Job] = [item.data for item in items]
@@ -207,7 +212,7 @@ class Generate(Pipeline):
         def progress(step: int, going: int) -> None:
             nonlocal begun, done
             begun += step == 1
-            share = min(1.0, begun - 1 + step / (self.max_tokens + 2)) / rounds
+            share = (begun - 1 + min(1.0, step / (self.max_tokens + 2))) / rounds
             self.advance((share - done) * len(items))
             done = share
 
@@ -218,6 +223,7 @@ class Generate(Pipeline):
             candidates=self.candidates,
             faces=None if self.faces is None else [self.faces] * len(items),
             max_tokens=self.max_tokens,
+            numbers=[0] * len(items),  # a shape's draws depend on the seed alone, not on the shapes before it
             progress=progress,
         )
         self.advance((1 - done) * len(items))
@@ -225,17 +231,18 @@ class Generate(Pipeline):
         results: list[Any] = []  # errors stand for shapes without a mesh
         spec = self.generator.spec
         for item, job, one in zip(items, jobs, made, strict=True):
-            if not len(one.mesh.faces):
+            if not has_area(one.mesh):
                 advice = "try another --seed, more --candidates, or --method sample"
-                results.append(DataError(f"{item.record}: the model wrote no whole face; {advice}."))
+                results.append(DataError(f"{item.record}: the model wrote no whole face that has an area; {advice}."))
                 continue
             mesh = to_trimesh(one.mesh, self.generator.tokenizer.bins, spec.place, job.shown.placement)
             mesh.vertices = turned_back(mesh.vertices, self.up)
-            details = {"tokens": one.tokens, "finished": one.finished, "seconds": seconds / len(items)}
+            details: dict[str, Any] = {"tokens": one.tokens, "finished": one.finished}
+            details |= {"seconds": seconds / len(items), **measured(mesh, job)}
+            if job.shown.notes:
+                details["notes"] = list(job.shown.notes)
             results.append(
-                GeneratedMesh(
-                    mesh, name=item.record, details={**details, **measured(mesh, job)}, label="mesh", source=job.shape
-                )
+                GeneratedMesh(mesh, name=item.record, details=details, label="mesh", source=job.shape, up=self.up)
             )
         return results
 
@@ -256,9 +263,7 @@ def measured(mesh: trimesh.Trimesh, job: Job) -> dict[str, Any]:
         return found
     frame, source = job.shown.placement, job.shape
     if source.mesh is not None:
-        output, truth = (
-            trimesh.Trimesh(m.vertices / frame.scale, m.faces, process=False) for m in (mesh, source.mesh)
-        )
+        output, truth = (trimesh.Trimesh(m.vertices / frame.scale, m.faces, process=False) for m in (mesh, source.mesh))
         found |= compare(output, truth)
         found["input_faces"] = len(source.mesh.faces)
     else:
@@ -267,19 +272,29 @@ def measured(mesh: trimesh.Trimesh, job: Job) -> dict[str, Any]:
         few = source.points[:: max(1, len(source.points) // 10_000)]
         found["chamfer"] = chamfer(drawn / frame.scale, few / frame.scale)
         found["input_points"] = len(source.points)
-    return found
+    # What cannot be compared, such as edges where one has none, is nothing; JSON knows no NaN.
+    return {key: None if value != value else value for key, value in found.items()}
 
 
 @dataclass(eq=False, repr=False)
 class GeneratedMesh(Prediction):
-    """A mesh that a model wrote; ``value`` is a ``trimesh.Trimesh`` where the input lay."""
+    """A mesh that a model wrote; ``value`` is a ``trimesh.Trimesh`` where the input lay.
+
+    Args:
+        source: The input; None where there is none.
+        up: Vertical axis of both.
+    """
 
     source: Shape | None = None
+    up: str = "y"
 
     def panels(self, light: bool = False) -> list[Panel]:
-        """Return the input and the mesh; ``light`` shows large inputs as points."""
-        output = Panel(self.value.vertices, self.value.faces, "output", self._note())
-        return [input_panel(self.source, light), output] if self.source is not None else [output]
+        """Return the input and the mesh, upright; ``light`` shows large inputs as points."""
+        from vertebra.domains.mesh.showing import turn_up
+
+        vertices = turn_up(np.asarray(self.value.vertices), self.up)
+        output = Panel(vertices, self.value.faces, "output" if self.source is not None else "mesh", self._note())
+        return [output] if self.source is None else [input_panel(turned_shape(self.source, self.up), light), output]
 
     def figure(self) -> Figure:
         """Draw input and output from four sides."""
@@ -358,7 +373,7 @@ class _GenerateWriter(Writer):
         report = Report("mesh/generate")
         report.section("Run").facts({k: v for k, v in summary.items() if not isinstance(v, dict)})
         names = [n for n in _COLUMNS if any(n in facts for facts in self.files.made)]
-        rows = [[facts["name"], *(facts.get(n) for n in names)] for facts in self.files.made]
+        rows = [[facts["name"], *(_cell(facts.get(n)) for n in names)] for facts in self.files.made]
         report.section("Meshes").table(rows, ["name", *(_COLUMNS[n] for n in names)])
         report.text(
             "Distances are shares of the input's longest side. Chamfer: half the sum of both mean distances to the "
@@ -382,7 +397,12 @@ _COLUMNS = {
     "self_intersection_share": "self-intersecting",
     "tokens": "tokens",
     "finished": "finished",
+    "notes": "notes",
 }
+
+
+def _cell(value: Any) -> Any:
+    return "; ".join(value) if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- shared by the verbs of meshes
@@ -449,6 +469,14 @@ def mesh_bytes(mesh: trimesh.Trimesh, ending: str) -> bytes:
         path = Path(folder) / f"mesh{ending}"
         write_mesh(mesh, path)
         return path.read_bytes()
+
+
+def without_results(files: list[Path], inputs: list[Path], target: Path) -> list[Path]:
+    """Leave out the files of a folder that a run to ``target`` writes; those named one by one stay."""
+    if target.suffix != ".json":
+        return files
+    folder = target.with_suffix("").resolve()
+    return [file for file in files if file in inputs or file.parent.resolve() != folder]
 
 
 def shape_of(name: str, value: Any) -> Shape:

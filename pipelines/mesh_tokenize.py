@@ -17,6 +17,7 @@ from vertebra.pipelines.catalog import verb
 from vertebra.pipelines.files import Outputs
 from vertebra.pipelines.mesh import (
     MESHES,
+    GeneratedMesh,
     MeshFiles,
     add_file_arguments,
     check_format,
@@ -24,6 +25,7 @@ from vertebra.pipelines.mesh import (
     shape_of,
     turned_back,
     turned_shape,
+    without_results,
 )
 from vertebra.pipelines.prediction import Prediction
 
@@ -130,6 +132,10 @@ class Tokenize(Pipeline):
 
         return find_shapes([folder])
 
+    def input_files(self, inputs: list[Path], target: Path) -> list[Path]:
+        """As in ``Pipeline``; the folder of a .json is left out too."""
+        return without_results(super().input_files(inputs, target), inputs, target)
+
     def amount(self, path: Path) -> float | None:
         """A file of a mesh is one; of tokens, how many is not known at a glance."""
         return None if path.suffix == ".npz" else 1.0
@@ -189,6 +195,7 @@ class Tokenize(Pipeline):
             "input_faces": count,
             "centre": placement.centre,
             "scale": placement.scale,
+            **({"notes": list(item.data.notes)} if item.data.notes else {}),
         }
         return Prediction(ids, name=item.record, details=details, label="token")
 
@@ -197,10 +204,12 @@ class Tokenize(Pipeline):
 
         record: TokenRecord = item.data
         qmesh = record.tokenizer.decode(record.ids)
+        if not len(qmesh.faces):
+            raise DataError(f"{item.record}: its tokens hold no face; write them again.")
         mesh = to_trimesh(qmesh, record.tokenizer.bins, placement=Placement(record.centre, record.scale))
         mesh.vertices = turned_back(mesh.vertices, self.up)
         details = {"tokens": len(record.ids), "faces": len(mesh.faces), "ratio": len(record.ids) / 9 / len(mesh.faces)}
-        return Prediction(mesh, name=item.record, details=details, label="mesh")
+        return GeneratedMesh(mesh, name=item.record, details=details, label="mesh", up=self.up)
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the token file, or the meshes."""
@@ -242,9 +251,10 @@ class _TokenWriter(Writer):
         facts = {"format": FORMAT, "tokenizer": self.pipeline.tokenizer.to_dict()}
         arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
         np.savez_compressed(self.file, **arrays)
-        names = ("tokens", "faces", "ratio", "input_faces")
+        names = ("tokens", "faces", "ratio", "input_faces", "notes")
         meshes = [
-            {"name": p.name, "input": item.file, **{n: _short(p.details[n]) for n in names}} for item, p in self.made
+            {"name": p.name, "input": item.file, **{n: _short(p.details[n]) for n in names if n in p.details}}
+            for item, p in self.made
         ]
         tokens, faces = sum(d["tokens"] for d in details), sum(d["faces"] for d in details)
         summary = {
@@ -295,16 +305,19 @@ def read_tokens(path: Path) -> list[tuple[str, TokenRecord]] | None:
             ids, ends, names, centres, scales, faces = (data[name] for name in _ARRAYS)
         tokenizer = tokenizer_from_dict(facts["tokenizer"])
         if facts["format"] != FORMAT or not isinstance(tokenizer, MeshTokenizer):
-            raise ValueError(f"format {facts['format']}, {tokenizer!r}")
-    except (OSError, ValueError, KeyError, EOFError, ConfigError) as error:
+            raise ValueError(f"format {facts['format']} of {tokenizer!r}")
+        starts = np.concatenate([[0], ends[:-1]])
+        if ids.shape != (ends[-1],) or not (starts < ends).all():
+            raise ValueError(f"ends {ends.tolist()} do not cut {len(ids):,} tokens into sequences")
+        if not (np.isfinite(centres).all() and np.isfinite(scales).all() and (scales > 0).all()):
+            raise ValueError("places that are not finite numbers")
+        found = []
+        for name, start, end, (x, y, z), scale, count in zip(names, starts, ends, centres, scales, faces, strict=True):
+            own, centre = ids[start:end].astype(np.int64), (float(x), float(y), float(z))
+            found.append((str(name), TokenRecord(tokenizer, own, centre, float(scale), int(count))))
+        return found
+    except Exception as error:  # NumPy, zipfile, zlib and json each have their own
         raise DataError(f"{path}: cannot be read as tokens of meshes ({error}); write it again.") from error
-    found, start = [], 0
-    for name, end, centre, scale, count in zip(names, ends, centres, scales, faces, strict=True):
-        x, y, z = map(float, centre)
-        record = TokenRecord(tokenizer, ids[start : int(end)].astype(np.int64), (x, y, z), float(scale), int(count))
-        found.append((str(name), record))
-        start = int(end)
-    return found
 
 
 def _short(value: Any) -> Any:
