@@ -169,18 +169,18 @@ def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[Generated
     Args:
         model: What wrote them.
         points: Condition (N, 6).
-        candidates: One at least; those without an area, and those that the limit ended, come last.
+        candidates: One at least; those that the limit ended come after the others, those without an area last.
         count: Points that are compared.
     """
     seen = points[:count, :3].double().cpu().numpy() / CONDITION_SCALE
-    ranks: list[tuple[bool, float]] = []
+    ranks: list[tuple[bool, bool, float]] = []
     for one in candidates:
         distance = float("inf")
         if has_area(one.mesh):
             vertices = dequantize(one.mesh.vertices, model.tokenizer.bins, model.spec.place)
             drawn, _ = sample_surface(vertices, one.mesh.faces, count, np.random.default_rng(0))
             distance = chamfer(drawn, seen)
-        ranks.append((not one.finished, distance))
+        ranks.append((distance == float("inf"), not one.finished, distance))
     return min(range(len(ranks)), key=ranks.__getitem__)
 
 

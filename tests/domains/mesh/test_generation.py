@@ -250,6 +250,7 @@ def test_the_closest_is_found():
         ([made_of(EMPTY), made_of(LINE), other], 2),
         ([cut, other], 1),
         ([far, cut], 1),
+        ([made_of(LINE), cut], 1),
         ([made_of(LINE)], 0),
     ):
         assert closest(model, points, few) == best
