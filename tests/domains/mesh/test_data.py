@@ -18,7 +18,7 @@ from vertebra.domains.mesh.pool import procedural_pool
 from vertebra.domains.mesh.procedural import draw
 from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.errors import ConfigError, DataError, UnknownNameError
-from vertebra.tokenizers.mesh import canonical, dequantize, make_mesh_tokenizer, quantize
+from vertebra.tokenizers.mesh import canonical, dequantize, make_mesh_tokenizer, quantize, same_faces
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
 AMT = make_mesh_tokenizer("amt")
@@ -284,7 +284,10 @@ def test_batches_are_what_a_model_takes(pool):
         assert kinds.tolist() == [BEGIN, *(AMT.kinds(own[1:-1].numpy() - SPECIAL) + SPECIAL), END]
         assert batch["corners"][row].isfinite().all((1, 2)).sum() == pool.face_counts[i]
         cells = batch["cells"][row]
-        np.testing.assert_array_equal(cells[: len(mesh.faces)], mesh.corners)
+        count = len(mesh.faces)
+        known = canonical(cells[:count].reshape(-1, 3), np.arange(3 * count).reshape(-1, 3))
+        assert same_faces(known, mesh)  # AMT does not write which way a face winds
+        np.testing.assert_array_equal(known.corners, cells[:count])
         assert (cells[len(mesh.faces) :] == -1).all()
     assert not torch.equal(*(batch["cells"] >= 0).all((2, 3)).sum(1))  # one has padding
 
