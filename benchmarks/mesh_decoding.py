@@ -5,15 +5,16 @@
 
 Generators with random weights, equal in all but the backbone, whose layers have about 0.9 million parameters each,
 write AMT tokens under the grammar (greedy, the end forbidden, so that all write the same number). Each lives in a
-process of its own; they take turns, some tokens each, so that what else the machine does hits all of them. Times are
-seconds of the processor, one thread, and the best of a few turns. Memory is what the process has grown by at most since
-it was ready to begin. Prints Markdown; writes ``mesh_decoding.png``.
+process of its own. Memory is what the process grows by at most while it writes. Then all take turns, some tokens each
+from states that were kept on the way, so that what else the machine does hits every backbone and every length. Times
+are seconds of the processor, one thread, the best of a few turns. Prints Markdown; writes ``mesh_decoding.png``.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import dataclasses
 import multiprocessing
 import platform
 import time
@@ -23,6 +24,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,8 +50,6 @@ BACKBONES = {
 CONDITION = 65  # tokens of the shape encoder before the sequence
 POINTS = 4096
 TURN = 64  # tokens; a whole number of FIT's groups and of Axial's rows, at whose end these do more
-BEST_OF = 4  # turns a time is the best of
-STRETCH = TURN * BEST_OF
 TRAIN_TOKENS, TRAIN_BATCH = 600, 8
 HERE = Path(__file__).parent
 
@@ -75,119 +75,138 @@ def condition(batch: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WatchedDecoder(Decoder):
-    """A decoder that keeps hold of the state it began."""
+class ResumedDecoder(Decoder):
+    """A decoder whose beginning can be read once and used again, from a state further on.
 
-    states: list[State] = field(default_factory=list)
+    Attributes:
+        begun: What ``begin`` read, once it has; the state goes on with every step.
+    """
+
+    begun: list[tuple[State, Tensor, Tensor | None]] = field(default_factory=list)
 
     def begin(self, prompts: Sequence[Tensor] | Tensor, room: int, piece: int) -> tuple[State, Tensor, Tensor | None]:
         """As in ``Decoder``."""
-        begun = super().begin(prompts, room, piece)
-        self.states.append(begun[0])
-        return begun
+        if not self.begun:
+            self.begun.append(super().begin(prompts, room, piece))
+        return self.begun[0]
+
+    def fork(self) -> ResumedDecoder:
+        """Return one that begins where this one is now, at the start of another mesh."""
+        state, logits, states = self.begun[0]
+        return dataclasses.replace(self, begun=[(state.fork(), logits, states)])
 
 
-class Turn(NamedTuple):
-    """What one turn took, and memory behind it, in bytes."""
+class Memory(NamedTuple):
+    """Bytes at some number of tokens: the decoding state, and by how much the process has grown at most."""
 
-    seconds: float
     state: int
     growth: int
 
 
 def high_water() -> int:
-    """Return the most memory this process has had, in bytes."""
+    """Return the most memory this process has had since ``restart_high_water``, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def write_in_turns(name: str, batch: int, tokens: int, pipe: Connection) -> None:
-    """Generate in a process of its own: ``TURN`` tokens for each message, answered with the ``Turn``."""
+def restart_high_water() -> None:
+    """Let the high-water mark begin at what is held now."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed but is still held would hide growth
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def work(name: str, batch: int, points: list[int], pipe: Connection) -> None:
+    """Write in a process of its own.
+
+    First ``max(points)`` tokens, in turns; what is remembered at each of the points is kept. The answer is the memory
+    there. Then, for the number of one of the points, the seconds of a token behind it.
+    """
     torch.set_num_threads(1)
-    model = build(name, tokens)
+    model = build(name, max(points) + TURN)
     may = torch.ones(SPECIAL + model.tokenizer.vocab_size, dtype=torch.bool)
     may[END] = False
     with torch.inference_mode():
         prefix = model.condition(condition(batch))
 
-    def start(count: int) -> tuple[WatchedDecoder, Iterator[Step]]:
-        decoder = WatchedDecoder(**vars(decoder_of(model, prefix)))
+    def start(decoder: Decoder, count: int) -> Iterator[Step]:
         prompts = torch.empty(batch, 0, dtype=torch.long)
-        return decoder, stream(decoder, prompts, Stop(max_new=count), GREEDY, allowed=lambda ids, items: may)
+        return stream(decoder, prompts, Stop(max_new=count), GREEDY, allowed=lambda ids, items: may)
 
-    for _ in start(2)[1]:  # libraries' own buffers
+    decoder = ResumedDecoder(**vars(decoder_of(model, prefix)))
+    for _ in start(dataclasses.replace(decoder, begun=[]), 2):  # libraries' own buffers
         pass
-    ctypes.CDLL(None).malloc_trim(0)  # what the encoder freed would hide the growth
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark restarts at what is held now
-    before = high_water()
-    decoder, steps = start(tokens)
-    pipe.send("ready")
-    while pipe.recv():
+    restart_high_water()
+    before, grown = high_water(), 0
+    forks: list[ResumedDecoder] = []
+    found: list[Memory] = []
+    steps = start(decoder, max(points) + TURN)
+    for done, _ in enumerate(steps, 1):
+        if done in points:
+            grown = max(grown, high_water() - before)
+            found.append(Memory(decoder.begun[0][0].nbytes, grown))
+            forks.append(decoder.fork())
+            restart_high_water()
+            before += forks[-1].begun[0][0].nbytes  # what only this measurement holds
+        if done == max(points):
+            break
+    pipe.send(found)
+    while (index := pipe.recv()) is not None:
+        steps = start(forks[index].fork(), TURN + 1)
+        next(steps)  # reads nothing yet
         began = time.process_time()
-        for _ in range(TURN):
-            next(steps)
-        seconds = time.process_time() - began
-        pipe.send(Turn(seconds, decoder.states[0].nbytes, high_water() - before))
+        for _ in steps:
+            pass
+        pipe.send((time.process_time() - began) / TURN)
 
 
-def decode(batch: int, tokens: int) -> dict[str, list[Turn]]:
-    """Return the turns of every backbone that writes at least so many tokens, and not more than a stretch beyond."""
-    stretches = -(-tokens // STRETCH)
+def decode(batch: int, points: list[int], rounds: int) -> dict[str, tuple[list[Memory], list[float]]]:
+    """Return the memory at so many tokens, and the seconds of a step there, of every backbone."""
     spawn = multiprocessing.get_context("spawn")  # processes that share no memory with this one
     workers = {}
     for name in BACKBONES:
         ours, theirs = spawn.Pipe()
-        worker = spawn.Process(target=write_in_turns, args=(name, batch, stretches * STRETCH, theirs), daemon=True)
+        worker = spawn.Process(target=work, args=(name, batch, points, theirs), daemon=True)
         worker.start()
         theirs.close()  # so that a worker that died is noticed
         workers[name] = (worker, ours)
-    for _, pipe in workers.values():
-        pipe.recv()
-    turns: dict[str, list[Turn]] = {name: [] for name in BACKBONES}
-    for _ in range(stretches * BEST_OF):
-        for name, (_, pipe) in workers.items():
-            pipe.send(True)
-            turns[name].append(pipe.recv())
+    memory = {name: pipe.recv() for name, (_, pipe) in workers.items()}
+    times: dict[str, list[list[float]]] = {name: [[] for _ in points] for name in BACKBONES}
+    for _ in range(rounds):
+        for index in range(len(points)):
+            for name, (_, pipe) in workers.items():
+                pipe.send(index)
+                times[name][index].append(pipe.recv())
     for worker, pipe in workers.values():
-        pipe.send(False)
+        pipe.send(None)
         worker.join()
-    return turns
+    return {name: (memory[name], [min(turns) for turns in times[name]]) for name in BACKBONES}
 
 
-def best(turns: list[Turn]) -> list[float]:
-    """Return the seconds of a token in each stretch."""
-    parts = [turns[i : i + BEST_OF] for i in range(0, len(turns), BEST_OF)]
-    return [min(turn.seconds for turn in part) / TURN for part in parts]
-
-
-def print_decoding(batch: int, lengths: list[int], turns: dict[str, list[Turn]]) -> None:
+def print_decoding(
+    batch: int, points: list[int], lengths: list[int], found: dict[str, tuple[list[Memory], list[float]]]
+) -> None:
     """Print speed and memory at the given numbers of tokens."""
     header = " | ".join(f"{n:,}" for n in lengths)
-    print(
-        f"\nBatch {batch}: tokens a second at so many tokens (times {REFERENCE}'s), state and growth of memory in MB\n"
-    )
-    print(f"| backbone | {header} | whole, s | state, {header} | memory, {header} |")
+    print(f"\nBatch {batch}: tokens a second behind so many (times {REFERENCE}'s), state and growth of memory in MB\n")
+    print(f"| backbone | {header} | all {lengths[-1]:,}, s | state, {header} | memory, {header} |")
     print("| --- |" + " ---: |" * (3 * len(lengths) + 1))
-    theirs = best(turns[REFERENCE])
-    for name, own in turns.items():
-        seconds = best(own)
-        stretches = [(n - 1) // STRETCH for n in lengths]
-        rates = [f"{batch / seconds[i]:,.0f} ({theirs[i] / seconds[i]:.2f})" for i in stretches]
-        after = [own[(n - 1) // TURN] for n in lengths]
-        memory = [f"{turn.state / 1e6:.2f}" for turn in after] + [f"{turn.growth / 1e6:.1f}" for turn in after]
-        whole = STRETCH * sum(seconds[: stretches[-1] + 1])
-        print(f"| {name} | {' | '.join([*rates, f'{whole:.1f}', *memory])} |", flush=True)
+    theirs = found[REFERENCE][1]
+    at = [points.index(n) for n in lengths]
+    for name, (memory, seconds) in found.items():
+        rates = [f"{batch / seconds[i]:,.0f} ({theirs[i] / seconds[i]:.2f})" for i in at]
+        held = [f"{memory[i].state / 1e6:.2f}" for i in at] + [f"{memory[i].growth / 1e6:.1f}" for i in at]
+        whole = np.trapezoid([seconds[0], *seconds], [0, *points])
+        print(f"| {name} | {' | '.join([*rates, f'{whole:.1f}', *held])} |", flush=True)
 
 
-def draw(found: dict[int, dict[str, list[Turn]]]) -> None:
-    """Draw the time of a token over the sequence, one place a batch size."""
+def draw(found: dict[int, tuple[list[int], dict[str, list[float]]]]) -> None:
+    """Draw the time of a step over the tokens before it, one place a batch size."""
     from vertebra.pipelines.figures import PALETTE, new_figure
 
     figure, axes = new_figure(1, len(found), width=9.0, height=3.6)
-    for place, (batch, turns) in zip(axes, found.items(), strict=True):
-        for color, (name, own) in zip(PALETTE, turns.items(), strict=False):
-            milliseconds = [1000 * s for s in best(own)]
-            place.plot([STRETCH * (i + 1) for i in range(len(milliseconds))], milliseconds, color=color, label=name)
+    for place, (batch, (points, rows)) in zip(axes, found.items(), strict=True):
+        for color, (name, seconds) in zip(PALETTE, rows.items(), strict=False):
+            place.plot(points, [1000 * s for s in seconds], "o-", color=color, markersize=3, label=name)
         place.set_ylim(bottom=0)
         place.set_xlabel(f"tokens written, batch {batch}")
     axes[0].set_ylabel("ms a step (processor)")
@@ -243,15 +262,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="256 and 768 tokens, no figure")
     args = parser.parse_args()
-    plan = {1: [256, 768], 8: [256]} if args.quick else {1: [1000, 4000, 10_000], 8: [1000, 4000]}
+    # By batch size: where time is measured, and of these the ones that are printed.
+    plan = {
+        1: ([250, 1000, 2000, 4000, 7000, 10_000], [1000, 4000, 10_000]),
+        8: ([250, 1000, 2000, 4000], [1000, 4000]),
+    }
+    rounds = 5  # turns a time is the best of
+    if args.quick:
+        plan, rounds = {1: ([256, 768], [256, 768]), 8: ([256], [256])}, 3
     print(f"torch {torch.__version__}, {platform.machine()}, one thread, fp32, eager")
-    found: dict[int, dict[str, list[Turn]]] = {}
-    for batch, lengths in plan.items():
-        found[batch] = decode(batch, max(lengths))
-        print_decoding(batch, lengths, found[batch])
-    print_training(rounds=2 if args.quick else 5)
+    curves = {}
+    for batch, (points, lengths) in plan.items():
+        found = decode(batch, points, rounds)
+        print_decoding(batch, points, lengths, found)
+        curves[batch] = (points, {name: seconds for name, (_, seconds) in found.items()})
     if not args.quick:
-        draw(found)
+        draw(curves)
+    print_training(rounds // 2)
 
 
 if __name__ == "__main__":
