@@ -87,14 +87,14 @@ class MeshItem:
         ids: Begin, tokens, end (L,).
         kinds: Their kinds (L,).
         corners: Corners (F, 3, 3) of the true faces in the box of the points.
-        faces: Faces that the tokens write.
+        cells: Cells (G, 3, 3) of the corners of the faces that the tokens write, in canonical order.
     """
 
     points: NDArray[np.float32]
     ids: Ints
     kinds: Ints
     corners: Floats
-    faces: int
+    cells: Ints
 
 
 def make_item(
@@ -135,7 +135,7 @@ def make_item(
         np.concatenate([[BEGIN], ids + SPECIAL, [END]]),
         np.concatenate([[BEGIN], tokenizer.kinds(ids) + SPECIAL, [END]]),
         inside[faces],
-        len(mesh.faces),
+        mesh.corners,
     )
 
 
@@ -183,7 +183,7 @@ class MeshItems:
         return make_item(changed, turned, self.tokenizer, self.spec.points, rng, noise, normal_noise)
 
     def fetch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
-        """Make a batch: points, ids, kinds, mask, face_buckets, corners, index."""
+        """Make a batch: points, ids, kinds, mask, face_buckets, corners (NaN at padding), cells (-1 there), index."""
         items = [self.item(int(i), epoch) for i in indices]
         longest = max(len(item.ids) for item in items)
         ids, kinds = np.full((2, len(items), longest), PAD)
@@ -193,8 +193,11 @@ class MeshItems:
         corners = np.full((len(items), most, 3, 3), np.nan, dtype=np.float32)
         for row, item in enumerate(items):
             corners[row, : len(item.corners)] = item.corners
+        cells = np.full((len(items), max(len(item.cells) for item in items), 3, 3), -1)
+        for row, item in enumerate(items):
+            cells[row, : len(item.cells)] = item.cells
         lengths = np.array([len(item.ids) for item in items])
-        buckets = 1 + np.searchsorted(self.spec.face_buckets, [item.faces for item in items])
+        buckets = 1 + np.searchsorted(self.spec.face_buckets, [len(item.cells) for item in items])
         if self.augment is not None:
             hidden = item_uniform(self.seed, epoch, indices, salt=_ITEM) < self.unknown_faces
             buckets = np.where(hidden, 0, buckets)
@@ -205,6 +208,7 @@ class MeshItems:
             "mask": torch.from_numpy(np.arange(longest) < lengths[:, None]),
             "face_buckets": torch.from_numpy(buckets),
             "corners": torch.from_numpy(corners),
+            "cells": torch.from_numpy(cells),
             "index": torch.from_numpy(np.asarray(indices)),
         }
 
