@@ -201,7 +201,7 @@ class Generate(Pipeline):
         """Write the meshes of one batch."""
         import torch
 
-        from vertebra.domains.mesh.generation import generate_best, has_area
+        from vertebra.domains.mesh.generation import generate_best
         from vertebra.domains.mesh.geometry import to_trimesh
 
         jobs: list[Job] = [item.data for item in items]
@@ -231,7 +231,7 @@ class Generate(Pipeline):
         results: list[Any] = []  # errors stand for shapes without a mesh
         spec = self.generator.spec
         for item, job, one in zip(items, jobs, made, strict=True):
-            if not has_area(one.mesh):
+            if not len(one.mesh.faces):
                 advice = "try another --seed, more --candidates, or --method sample"
                 results.append(DataError(f"{item.record}: the model wrote no whole face that has an area; {advice}."))
                 continue
@@ -402,7 +402,7 @@ _COLUMNS = {
 
 
 def _cell(value: Any) -> Any:
-    return "; ".join(value) if isinstance(value, list) else value
+    return "; ".join(note.rstrip(".") for note in value) if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- shared by the verbs of meshes

@@ -65,11 +65,11 @@ class GeneratedMesh:
     """What a generator wrote for one shape.
 
     Args:
-        mesh: On the grid, perhaps of no face.
+        mesh: On the grid, perhaps of no face; those whose corners lie on one line are left out.
         tokens: How many were written, begin and end not counted.
         log_prob: Of begin, tokens and end together, in nats.
         finished: Whether the model ended it; otherwise the limit did, and what was whole by then was kept.
-        faces: Faces that were written, those said twice included.
+        faces: Faces that were written, those left out and those said twice included.
     """
 
     mesh: QuantizedMesh
@@ -132,7 +132,9 @@ def generate_meshes(
     prompts = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
     if strategy.method == "beam":
         found = generate(decoder, prompts, stop, strategy)
-        return [_mesh(model, one.ids.tolist(), one.log_probs.tolist(), one.reason == "stop", most) for one in found]
+        return [
+            read_mesh_ids(model, one.ids.tolist(), one.log_probs.tolist(), one.reason == "stop", most) for one in found
+        ]
     ids: list[list[int]] = [[] for _ in range(len(points))]
     log_probs: list[list[float]] = [[] for _ in range(len(points))]
     finished = [False] * len(points)
@@ -145,22 +147,21 @@ def generate_meshes(
         if progress is not None:
             progress(step + 1, len(new.items))
     rows_of = zip(ids, log_probs, finished, strict=True)
-    return [_mesh(model, row, scores, end, most) for row, scores, end in rows_of]
+    return [read_mesh_ids(model, row, scores, end, most) for row, scores, end in rows_of]
 
 
-def _mesh(model: MeshGenerator, ids: list[int], log_probs: list[float], finished: bool, most: int) -> GeneratedMesh:
+def read_mesh_ids(
+    model: MeshGenerator, ids: list[int], log_probs: list[float], finished: bool, most: int
+) -> GeneratedMesh:
+    """Read what a generator wrote: begin, tokens, end; ``most`` tokens of it where it did not end."""
     if not finished:  # what stands where the end had to be is one too many
         ids, log_probs = ids[: 1 + most], log_probs[: 1 + most]
     tokens = np.array([i - SPECIAL for i in ids if i >= SPECIAL], dtype=np.int64)
     corners = model.tokenizer.triangles(tokens, partial=not finished)
-    mesh = canonical(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3))
+    a, b, c = np.moveaxis(corners, 1, 0)
+    kept = corners[np.cross(b - a, c - a).any(1)]
+    mesh = canonical(kept.reshape(-1, 3), np.arange(3 * len(kept)).reshape(-1, 3))
     return GeneratedMesh(mesh, len(tokens), sum(log_probs), finished, len(corners))
-
-
-def has_area(mesh: QuantizedMesh) -> bool:
-    """Whether the corners of any face do not lie on one line."""
-    a, b, c = np.moveaxis(mesh.corners, 1, 0)
-    return bool(np.cross(b - a, c - a).any())
 
 
 def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[GeneratedMesh], count: int = 2048) -> int:
@@ -176,7 +177,7 @@ def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[Generated
     ranks: list[tuple[bool, bool, float]] = []
     for one in candidates:
         distance = float("inf")
-        if has_area(one.mesh):
+        if len(one.mesh.faces):
             vertices = dequantize(one.mesh.vertices, model.tokenizer.bins, model.spec.place)
             drawn, _ = sample_surface(vertices, one.mesh.faces, count, np.random.default_rng(0))
             distance = chamfer(drawn, seen)

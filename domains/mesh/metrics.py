@@ -18,6 +18,8 @@ from scipy.spatial import cKDTree
 
 from vertebra.domains.mesh.geometry import Floats, Placement, quantized, sample_surface, to_trimesh, weld
 
+MOST_NEIGHBOURS = 200
+"""Points within EDGE_RADIUS of one, on average, that are drawn at most: their pairs have to fit into memory."""
 EDGE_RADIUS = 0.004
 """Within which a point looks for another face, in box units (Neural Dual Contouring, Chen et al. 2022)."""
 EDGE_COSINE = 0.1
@@ -105,7 +107,8 @@ def edge_chamfer(mesh_a: trimesh.Trimesh, mesh_b: trimesh.Trimesh, count: int = 
     rng = np.random.default_rng(seed)
     sharp = []
     for mesh in (mesh_a, mesh_b):
-        points, normals = sample_surface(mesh.vertices, mesh.faces, count, rng)
+        few = int(MOST_NEIGHBOURS * mesh.area / (np.pi * EDGE_RADIUS**2)) + 1  # a tiny surface needs no more
+        points, normals = sample_surface(mesh.vertices, mesh.faces, min(count, few), rng)
         sharp.append(points[edge_points(points, normals)])
     return chamfer(*sharp) if any(map(len, sharp)) else 0.0
 

@@ -19,7 +19,7 @@ from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig
-from vertebra.domains.mesh.generation import GREEDY, generate_meshes, has_area
+from vertebra.domains.mesh.generation import GREEDY, generate_meshes
 from vertebra.domains.mesh.geometry import to_trimesh, weld
 from vertebra.domains.mesh.metrics import compare
 from vertebra.domains.mesh.model import PAD, MeshGenerator
@@ -28,10 +28,6 @@ from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
-
-LEAST_AREA = 0.01
-"""Surface, in box units, of the smallest output that is compared: on less, the points that ``edge_chamfer`` draws lie
-so close together that the pairs of neighbours would fill the memory."""
 
 
 class MeshGenerationTask(AveragedTask):
@@ -168,10 +164,10 @@ class MeshGenerationTask(AveragedTask):
             truth = _soup(kept)
             row: dict[str, float] = {"index": number, "tokens": one.tokens, "finished": float(one.finished)}
             output = to_trimesh(one.mesh, model.tokenizer.bins, model.spec.place)
-            area = has_area(one.mesh)
-            valid = area and one.finished and len(one.mesh.faces) == one.faces
+            whole = len(one.mesh.faces) > 0
+            valid = whole and one.finished and len(one.mesh.faces) == one.faces
             row |= {"valid": float(valid), "faces": len(output.faces), "true_faces": len(truth.faces)}
-            if output.area >= LEAST_AREA:
+            if whole:
                 row |= compare(output, truth)
             self._meshes.append(row)
 

@@ -18,13 +18,13 @@ from vertebra.domains.mesh.generation import (
     decoder_of,
     generate_best,
     generate_meshes,
-    has_area,
+    read_mesh_ids,
 )
 from vertebra.domains.mesh.geometry import CONDITION_SCALE, quantized, sample_surface
 from vertebra.domains.mesh.model import BEGIN, END, PAD, SPECIAL
 from vertebra.domains.mesh.procedural import draw
 from vertebra.errors import ConfigError
-from vertebra.tokenizers.mesh import MESH_TOKENIZERS, canonical, make_mesh_tokenizer, same_faces
+from vertebra.tokenizers.mesh import MESH_TOKENIZERS, CoordinateTokenizer, canonical, make_mesh_tokenizer, same_faces
 
 SAMPLE = Strategy(method="sample", seed=3)
 
@@ -223,7 +223,6 @@ def test_the_number_of_faces_reaches_the_model():
 # ---------------------------------------------------------------- the best of several
 
 
-LINE = canonical([[0, 0, 0], [1, 1, 1], [3, 3, 3]], [[0, 1, 2]])
 EMPTY = canonical(np.zeros((0, 3), int), np.zeros((0, 3), int))
 
 
@@ -231,10 +230,15 @@ def made_of(mesh, finished=True):
     return GeneratedMesh(mesh, 9, -1.0, finished, len(mesh.faces))
 
 
-def test_areas_are_told_from_lines():
-    assert not has_area(LINE)
-    assert not has_area(EMPTY)
-    assert has_area(canonical([[0, 0, 0], [1, 1, 1], [3, 3, 2]], [[0, 1, 2]]))
+def test_faces_without_an_area_are_left_out():
+    model = build()
+    corners = np.array([[[0, 0, 0], [1, 1, 1], [3, 3, 3]], [[0, 0, 0], [1, 1, 1], [3, 3, 2]]])
+    model.tokenizer = CoordinateTokenizer(16)
+    ids = [BEGIN, *(SPECIAL + int(i) for i in corners.reshape(-1)), END]
+    made = read_mesh_ids(model, ids, [-1.0] * len(ids), True, 40)
+    assert made.faces == 2
+    assert len(made.mesh.faces) == 1
+    assert made.tokens == 18
 
 
 def test_the_closest_is_found():
@@ -247,11 +251,11 @@ def test_the_closest_is_found():
     for few, best in (
         ([other, own], 1),
         ([own, other], 0),
-        ([made_of(EMPTY), made_of(LINE), other], 2),
+        ([made_of(EMPTY), made_of(EMPTY), other], 2),
         ([cut, other], 1),
         ([far, cut], 1),
-        ([made_of(LINE), cut], 1),
-        ([made_of(LINE)], 0),
+        ([made_of(EMPTY), cut], 1),
+        ([made_of(EMPTY)], 0),
     ):
         assert closest(model, points, few) == best
 

@@ -183,12 +183,11 @@ def mesh_of(corners):
     return canonical(cells.reshape(-1, 3), np.arange(3 * len(cells)).reshape(-1, 3))
 
 
-LINE = mesh_of([[[-0.5, 0, 0], [0, 0, 0], [0.4, 0, 0]]])
 EMPTY = canonical(np.zeros((0, 3), int), np.zeros((0, 3), int))
 
 
 def test_meshes_are_judged(monkeypatch, tmp_path):
-    """The truth itself, one not ended, one with a face twice, a line, nothing, and a face of a few cells."""
+    """The truth, one not ended, one with a face twice, one of a face without an area, nothing, a face of a few cells."""
     made, meshes = task(), data(procedural=(1, 1, 6), bins=128)
     meshes.setup("")
     made.build(meshes.spec)
@@ -199,7 +198,7 @@ def test_meshes_are_judged(monkeypatch, tmp_path):
         GeneratedMesh(truths[0], 50, -1.0, True, counts[0]),
         GeneratedMesh(truths[1], 50, -1.0, False, counts[1]),
         GeneratedMesh(truths[2], 50, -1.0, True, counts[2] + 1),
-        GeneratedMesh(LINE, 9, -1.0, True, 1),
+        GeneratedMesh(EMPTY, 9, -1.0, True, 1),
         GeneratedMesh(EMPTY, 0, -1.0, False, 0),
         GeneratedMesh(canonical(np.eye(3, dtype=int), [[0, 1, 2]]), 9, -1.0, True, 1),
     ]
@@ -218,14 +217,14 @@ def test_meshes_are_judged(monkeypatch, tmp_path):
     rows = made._meshes
     assert [row["valid"] for row in rows] == [1, 0, 0, 0, 0, 1]
     assert [row["finished"] for row in rows] == [1, 0, 1, 1, 0, 1]
-    assert [row["faces"] for row in rows] == [*counts[:3], 1, 0, 1]
-    assert ["chamfer" in row for row in rows] == [True, True, True, False, False, False]
+    assert [row["faces"] for row in rows] == [*counts[:3], 0, 0, 1]
+    assert ["chamfer" in row for row in rows] == [True, True, True, False, False, True]
     for row in rows[:3]:
         assert row["chamfer"] < 0.03
         assert row["normal_consistency"] > 0.8
-    assert found["test/chamfer"] == pytest.approx(np.median([row["chamfer"] for row in rows[:3]]))
+    assert found["test/chamfer"] == pytest.approx(np.median([row["chamfer"] for row in [*rows[:3], rows[5]]]))
     true = [row["true_faces"] for row in rows]
-    shares = [n / t for n, t in zip([*counts[:3], 1, 0, 1], true, strict=True)]
+    shares = [n / t for n, t in zip([*counts[:3], 0, 0, 1], true, strict=True)]
     assert found["test/face_ratio"] == pytest.approx(np.median(shares))
     assert made.write_results(tmp_path) == ["meshes.csv"]
 
