@@ -1,33 +1,40 @@
-"""Unseen shapes remade from scan-like meshes: quadric decimation and marching cubes beside the grid itself.
+"""Unseen shapes remade from noisy points by a generator, beside quadric decimation, marching cubes and the grid itself.
 
-    python benchmarks/mesh_baselines.py --shapes 100      # about 10 minutes on a core
+    python benchmarks/mesh_baselines.py --shapes 120 --model mesh_generator --sheet benchmarks/mesh_sheet.png
 
-Each test shape is made dense (4,000 faces and more) and rough (noise 0.003 of its longest side). *Decimation* reduces
-the dense mesh to the number of faces of the truth, which it is told. *Marching cubes* runs at 128 cells a side on
-distances to the dense mesh, negative inside. *The grid* is the truth itself rounded to 128 bins: the floor of what a
-generator can reach; the first column says how much of that comes from drawing points twice. All are measured by
-``vertebra.domains.mesh.metrics`` with 10,000 points. To add a generator, run it on ``points`` of every case, map its
-meshes back by ``placement`` and put their ``score`` among the columns.
+Each test shape, of parameters that training never saw, is made dense (4,000 faces and more) and rough (noise 0.003 of
+its longest side): the *scan*. *Decimation* reduces the scan to the number of faces of the truth, which it is told.
+*Marching cubes* runs at 128 cells a side on distances to the scan, negative inside. *The grid* is the truth itself
+rounded to 128 bins: the floor of what a generator can reach; the first column says how much of that comes from drawing
+points twice. The generator is shown 4,096 points of the scan with the normals of its faces, or a *cloud*: as many
+points of the truth with noise 0.005 of the longest side and no normals, which are then estimated. All are measured by
+``vertebra.domains.mesh.metrics`` with 10,000 points. ``python benchmarks/mesh_baselines.py`` alone has no generator.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import trimesh
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from vertebra.domains.mesh.geometry import Placement, condition, decimate, quantized, sample_surface, to_trimesh
+from vertebra.domains.mesh.geometry import Placement, decimate, quantized, sample_surface, to_trimesh
 from vertebra.domains.mesh.metrics import compare, is_valid
 from vertebra.domains.mesh.procedural import dense, draw
+from vertebra.errors import DataError
+from vertebra.pipelines.base import pipeline
+from vertebra.pipelines.figures import png_bytes
+from vertebra.pipelines.mesh_figures import GREEN, Panel, sheet
 
 BINS = 128
 POINTS = 4096
+CLOUD_NOISE = 0.005
 CELLS = 128  # of marching cubes along the longest side; MeshAnything uses as many
 ROWS = {
     "chamfer": ("Chamfer distance, median", "{:.4f}"),
@@ -47,26 +54,23 @@ class Case:
     Args:
         truth: Its mesh, in box coordinates.
         scan: The dense and rough mesh.
-        points: What a generator is shown of the scan: (4096, 6) as of ``geometry.condition``.
-        placement: Where the scan's box lies.
+        cloud: Noisy points (4096, 3) of the truth.
     """
 
     truth: trimesh.Trimesh
     scan: trimesh.Trimesh
-    points: NDArray[np.float32]
-    placement: Placement
+    cloud: NDArray[np.float64]
 
 
 def held_out(count: int, seed: int = 0) -> list[Case]:
-    """Draw shapes of the test split; the scan is put into its own box, as that of a user is."""
+    """Draw shapes of the test split."""
     cases = []
     for index in range(count):
         truth = draw("test", seed, index)
         rng = np.random.default_rng([seed, index])
         scan = dense(truth, rng)
-        points, normals = sample_surface(scan.vertices, scan.faces, POINTS, rng)
-        place = Placement.of(scan.vertices)
-        cases.append(Case(truth, scan, condition(place.into(points), normals, POINTS, rng), place))
+        points, _ = sample_surface(truth.vertices, truth.faces, POINTS, rng)
+        cases.append(Case(truth, scan, points + rng.normal(0, CLOUD_NOISE, points.shape)))
     return cases
 
 
@@ -90,7 +94,7 @@ def marching_cubes(case: Case, cells: int = CELLS) -> trimesh.Trimesh:
     """The surface of distance 0 to the scan, negative inside, on a grid of ``cells`` along the longest side."""
     from skimage.measure import marching_cubes as march
 
-    place = case.placement
+    place = Placement.of(case.scan.vertices)
     vertices = place.into(case.scan.vertices)
     pitch = 1 / cells
     low = vertices.min(0) - 2.5 * pitch
@@ -166,28 +170,73 @@ def table(columns: Mapping[str, Mapping[str, float]], floor: str) -> str:
     return "\n".join(lines)
 
 
+EMPTY = trimesh.Trimesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), process=False)
+
+
+def generated(cases: Sequence[Case], model: str, *, candidates: int, clouds: bool = False) -> list[trimesh.Trimesh]:
+    """Meshes of the pipeline ``mesh/generate``; an empty one where it writes no whole face."""
+    generate = pipeline("mesh/generate", model, candidates=candidates)
+    outputs = []
+    for case in cases:
+        try:
+            outputs.append(generate(case.cloud if clouds else case.scan).value)
+        except DataError:
+            outputs.append(EMPTY)
+    return outputs
+
+
+def draw_sheet(cases: Sequence[Case], outputs: Sequence[trimesh.Trimesh], path: Path, count: int = 18) -> None:
+    """Draw inputs, outputs and truths of the first cases."""
+    rows = []
+    for case, output in list(zip(cases, outputs, strict=True))[:count]:
+        near = compare(output, case.truth)["chamfer"] if len(output.faces) else float("inf")
+        rows.append(
+            (
+                str(case.truth.metadata["family"]),
+                [
+                    Panel(case.cloud, None, colour="#B8BCC2"),
+                    Panel(output.vertices, output.faces, note=f"Chamfer {near:.4f}"),
+                    Panel(case.truth.vertices, case.truth.faces, colour=GREEN),
+                ],
+            )
+        )
+    path.write_bytes(png_bytes(sheet(rows, ["points", "output", "truth"], across=3, size=150)))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", help="a generator: a model directory or the name of a bundled model")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--quick", action="store_true", help="neither decimation nor marching cubes")
+    parser.add_argument("--sheet", type=Path, help="where to draw inputs, outputs and truths")
     args = parser.parse_args()
     cases = held_out(args.shapes, args.seed)
     truths = [case.truth for case in cases]
     floor = f"truth at {BINS} bins"
-    makers = {
-        "truth, sampled again": itself,
-        floor: on_grid,
-        "quadric decimation": decimated,
-        "marching cubes": marching_cubes,
+    makers: dict[str, Callable[[], list[trimesh.Trimesh]]] = {
+        "truth, sampled again": lambda: [itself(case) for case in cases],
+        floor: lambda: [on_grid(case) for case in cases],
     }
+    if not args.quick:
+        makers["quadric decimation"] = lambda: [decimated(case) for case in cases]
+        makers["marching cubes"] = lambda: [marching_cubes(case) for case in cases]
+    best = max(args.candidates)
+    if args.model:
+        for count in args.candidates:
+            makers[f"generator, best of {count}"] = lambda n=count: generated(cases, args.model, candidates=n)
+        makers[f"from clouds, best of {best}"] = lambda: generated(cases, args.model, candidates=best, clouds=True)
     columns = {}
     for name, make in makers.items():
         start = time.perf_counter()
-        outputs = [make(case) for case in cases]
+        outputs = make()
         seconds = (time.perf_counter() - start) / len(cases)
         columns[name] = score(outputs, truths, args.seed)
         print(f"{name}: {seconds:.2f} s a shape", flush=True)
+        if args.sheet and name.startswith("from clouds"):
+            draw_sheet(cases, outputs, args.sheet)
     print(f"\n{len(cases)} test shapes of {np.median([len(t.faces) for t in truths]):.0f} faces (median), ", end="")
     print(f"scans of {np.median([len(case.scan.faces) for case in cases]):.0f} faces (median)\n")
     print(table(columns, floor))
