@@ -65,7 +65,7 @@ def show(shape: Shape, count: int, rng: np.random.Generator) -> Shown:
         else:
             bad = ~(np.linalg.norm(found, axis=1) > 0)
             if bad.any():
-                notes.append("Some normals were zero; all were estimated anew.")
+                notes.append("Some normals were zero or NaN; all were estimated anew.")
                 found = None
         if found is None and len(points) > 4 * count:  # planes of more neighbours would not be better
             points = points[rng.choice(len(points), 4 * count, replace=False)]
