@@ -9,21 +9,28 @@ a generator: encoder and codebook are frozen, codes are drawn with noise, and th
 
 The paper's encoder was never published: how it embeds faces is ours. Its decoder sees padded faces; here none does.
 
-Shapes: B batch, F faces, N vectors, V distinct vertices of a batch, C width of codes, L levels, K codes, D width of the
-backbones, S tokens of the shape.
+Shapes: B batch, F faces, N vectors, V distinct vertices of a batch, P points of a shape, S its tokens, C width of
+codes, L levels, K codes, D width of the backbones.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone, BackboneConfig, create_backbone
+from vertebra.backbones.base import Backbone
+from vertebra.domains.mesh.encoder import ShapeEncoder, ShapeEncoderConfig
+from vertebra.domains.mesh.spec import MeshSpec
+from vertebra.domains.model import DomainModel
 from vertebra.errors import ConfigError, DataError, ShapeError
+from vertebra.tokenizers.base import tokenizer_from_dict
+from vertebra.tokenizers.mesh import MeshTokenizer
 
 Stage = Literal[1, 2]
 
@@ -165,32 +172,27 @@ class ResidualVQ(nn.Module):
 # ---------------------------------------------------------------- encoder and decoder
 
 
-class FaceEncoder(nn.Module):
-    """Faces to one vector for each of their vertices.
+class FaceEmbedding(nn.Module):
+    """Faces to the width of a backbone.
 
     Args:
-        backbone: Bidirectional.
         bins: Values of a coordinate.
         embed_dim: Width of a coordinate's embedding.
-        code_dim: C.
+        dim: D.
         max_faces: Most faces of a mesh.
     """
 
-    def __init__(self, backbone: Backbone, bins: int, embed_dim: int, code_dim: int, max_faces: int) -> None:
+    def __init__(self, bins: int, embed_dim: int, dim: int, max_faces: int) -> None:
         super().__init__()
-        dim = backbone.config.dim
-        self.embed = nn.Embedding(bins, embed_dim)
+        self.coordinates = nn.Embedding(bins, embed_dim)
         self.proj = nn.Linear(9 * embed_dim, dim)
         self.positions = nn.Embedding(max_faces, dim)
         self.norm = nn.LayerNorm(dim)
-        self.backbone = backbone
-        self.head = nn.Linear(dim, 3 * code_dim)
 
-    def forward(self, faces: Tensor, mask: Tensor) -> Tensor:
-        """Map faces (B, F, 3, 3) and their mask (B, F) to vectors (B, F, 3, C)."""
-        x = self.proj(self.embed(faces).flatten(2))  # (B, F, D)
-        x = self.norm(x + self.positions.weight[: x.shape[1]])
-        return self.head(self.backbone(x, mask)).unflatten(-1, (3, -1))
+    def forward(self, faces: Tensor) -> Tensor:
+        """Map faces (B, F, 3, 3) to features (B, F, D)."""
+        x = self.proj(self.coordinates(faces).flatten(2))
+        return self.norm(x + self.positions.weight[: x.shape[1]])
 
 
 class FaceDecoder(nn.Module):
@@ -260,89 +262,119 @@ class ConditionEmbedding(nn.Module):
 # ---------------------------------------------------------------- model
 
 
-class VQVAELosses(NamedTuple):
-    """Losses of a batch, and how much of it came back; scalars.
+class Reconstruction(NamedTuple):
+    """Losses of a batch, scalars, and what came back of it.
 
     Args:
         total: What to minimise.
         reconstruction: Cross-entropy of a coordinate in nats, mean over real faces.
         commitment: See ``Quantized``, not weighted.
-        accuracy: Share of coordinates that came back, without gradient.
+        faces: Likeliest coordinates, int64 (B, F, 3, 3), -1 at padding.
+        ids: Tokens they were read from, int64 (B, F * tokens_per_face), -1 at padding.
     """
 
     total: Tensor
     reconstruction: Tensor
     commitment: Tensor
-    accuracy: Tensor
+    faces: Tensor
+    ids: Tensor
 
 
-class MeshVQVAE(nn.Module):
+class MeshVQVAE(DomainModel):
     """Faces to tokens and back; the tokens of a face are the levels of its first vertex, then of the second and third.
+
+    In stage 1 encoder, codebook and decoder learn. In stage 2 encoder and codebook stay as they are, in training too;
+    the decoder learns on, and so does what it sees of the shape.
 
     The defaults are the paper's. Its backbones are ``OPTConfig(dim=768, depth=6, heads=12, hidden=3072, causal=False,
     norm_first=False, activation="gelu", positions="none", dropout=0.1)``.
 
     Args:
-        backbone: Bidirectional; the decoder gets a fresh one of the same config.
-        bins: Values of a coordinate.
+        backbone: The encoder's, bidirectional; the decoder gets a fresh one of the same config.
+        spec: Facts about the data; the tokenizer's grid and ``max_faces`` count.
         codebook_size: K.
         code_dim: C.
         levels: L; 3 L tokens a face.
-        max_faces: Most faces of a mesh.
         embed_dim: Width of a coordinate's embedding (64 in MeshGPT).
-        condition_tokens: S, tokens of the shape that the decoder sees in stage 2; 0 for none.
-        condition_width: Their width.
+        shape_encoder: Fields of a ``ShapeEncoderConfig``, without ``width`` as wide as the backbone: the decoder sees
+            its tokens in stage 2. None for a decoder that sees no shape.
         commitment_weight: Of the commitment loss in the total.
         decay: See ``ResidualVQ``.
         patience: See ``ResidualVQ``.
+        stage: 1 or 2.
 
-    Attributes:
-        stage: 1 or 2, see ``set_stage``.
+    Raises:
+        ConfigError: A setting is impossible, the backbone causal, or the spec's tokenizer not one for meshes.
     """
+
+    task: ClassVar[str] = "mesh/vqvae"
+    input_parts: ClassVar[tuple[str, ...]] = ("embed",)
+    spec: MeshSpec
 
     def __init__(
         self,
-        backbone: Backbone | BackboneConfig | str,
+        backbone: Backbone,
+        spec: MeshSpec,
         *,
-        bins: int = 128,
         codebook_size: int = 8192,
         code_dim: int = 1024,
         levels: int = 3,
-        max_faces: int = 800,
         embed_dim: int = 64,
-        condition_tokens: int = 0,
-        condition_width: int = 0,
+        shape_encoder: ShapeEncoderConfig | Mapping[str, Any] | None = None,
         commitment_weight: float = 0.1,
         decay: float = 0.99,
         patience: int = 100,
+        stage: Stage = 1,
     ) -> None:
-        super().__init__()
-        for name, value in (("bins", bins), ("max_faces", max_faces), ("embed_dim", embed_dim)):
-            if value < 1:
-                raise ConfigError(f"MeshVQVAE: {name} must be at least 1, got {value}.")
-        if min(condition_tokens, condition_width) < 0 or bool(condition_tokens) != bool(condition_width):
-            raise ConfigError(
-                "MeshVQVAE: condition_tokens and condition_width must both be positive, or both 0 for a decoder that "
-                f"sees no shape, got {condition_tokens} and {condition_width}."
-            )
-        own = backbone if isinstance(backbone, Backbone) else create_backbone(backbone)
-        if own.config.causal:
-            raise ConfigError("MeshVQVAE: the backbone must be bidirectional, got causal=True; set causal=False.")
-        self.bins, self.max_faces, self.commitment_weight = bins, max_faces, commitment_weight
-        self.condition_tokens, self.condition_width = condition_tokens, condition_width
-        self.encoder = FaceEncoder(own, bins, embed_dim, code_dim, max_faces)
+        fields = dataclasses.asdict(shape_encoder) if isinstance(shape_encoder, ShapeEncoderConfig) else shape_encoder
+        super().__init__(
+            backbone,
+            spec,
+            codebook_size=codebook_size,
+            code_dim=code_dim,
+            levels=levels,
+            embed_dim=embed_dim,
+            shape_encoder=None if fields is None else dict(fields),
+            commitment_weight=commitment_weight,
+            decay=decay,
+            patience=patience,
+            stage=stage,
+        )
+        if embed_dim < 1:
+            raise ConfigError(f"MeshVQVAE: embed_dim must be at least 1, got {embed_dim}.")
+        if stage not in (1, 2):
+            raise ConfigError(f"MeshVQVAE: stage must be 1 or 2, got {stage!r}.")
+        if backbone.config.causal:
+            raise ConfigError("MeshVQVAE: reads faces both ways and needs a bidirectional backbone; set causal=false.")
+        tokenizer = tokenizer_from_dict(spec.tokenizer)
+        if not isinstance(tokenizer, MeshTokenizer):
+            raise ConfigError(f"MeshVQVAE: the tokenizer must be one for meshes, got {tokenizer!r}.")
+        dim, faces = backbone.config.dim, spec.max_faces
+        self.bins, self.commitment_weight, self.stage = tokenizer.bins, commitment_weight, stage
+        self.embed = FaceEmbedding(self.bins, embed_dim, dim, faces)
+        self.vertex_head = nn.Linear(dim, 3 * code_dim)
         self.quantizer = ResidualVQ(code_dim, codebook_size, levels, decay=decay, patience=patience)
-        self.decoder = FaceDecoder(own.config.build(), bins, code_dim, max_faces, condition_tokens, condition_width)
+        shape = None if fields is None else _shape_config(fields, dim)
+        tokens, width = (1 + shape.latents, shape.width) if shape else (0, 0)
+        self.decoder = FaceDecoder(backbone.config.build(), self.bins, code_dim, faces, tokens, width)
         self.init_weights()
-        self.set_stage(1)
+        self.shape = ShapeEncoder(shape) if shape else None
+        for part in self._idle_parts():
+            part.requires_grad_(False)
+        self.train()
 
     @property
     def tokens_per_face(self) -> int:
         """Tokens of a face."""
         return 3 * self.quantizer.levels
 
+    @property
+    def sees_shape(self) -> bool:
+        """Whether the decoder must be given points of the shape."""
+        return self.stage == 2 and self.shape is not None
+
     def init_weights(self) -> None:
-        """Draw fresh weights of everything but the backbones.
+        """Draw fresh weights of everything but the backbones and the shape encoder.
 
         | parameter | distribution |
         | --- | --- |
@@ -351,52 +383,44 @@ class MeshVQVAE(nn.Module):
         | biases | 0 |
         | norms | 1 |
         """
-        inside = {id(m) for part in (self.encoder, self.decoder) for m in part.backbone.modules()}
+        inside = {id(m) for backbone in (self.backbone, self.decoder.backbone) for m in backbone.modules()}
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding) and id(module) not in inside:
-                nn.init.normal_(module.weight, std=1.0 if module is self.encoder.embed else WEIGHT_STD)
+                nn.init.normal_(module.weight, std=1.0 if module is self.embed.coordinates else WEIGHT_STD)
                 if isinstance(module, nn.Linear):
                     nn.init.zeros_(module.bias)
 
-    def set_stage(self, stage: Stage) -> None:
-        """Say what learns: in stage 1 all but the decoder's view of the shape, in stage 2 the decoder alone.
-
-        In stage 2 encoder and codebook stay as they are, in training too. The stage is not among the weights: a model
-        is made in stage 1. Set it before an optimizer or a parallel wrapper looks at what learns.
-        """
-        if stage not in (1, 2):
-            raise ConfigError(f"MeshVQVAE: stage must be 1 or 2, got {stage!r}.")
-        self.stage: Stage = stage
-        self.encoder.requires_grad_(stage == 1)
-        if self.decoder.condition is not None:
-            self.decoder.condition.requires_grad_(stage == 2)
-        self.train(self.training)
+    def _idle_parts(self) -> list[nn.Module]:
+        """What does not learn in this stage."""
+        if self.stage == 2:
+            return [self.embed, self.backbone, self.vertex_head, self.quantizer]
+        return [part for part in (self.shape, self.decoder.condition) if part is not None]
 
     def train(self, mode: bool = True) -> MeshVQVAE:
-        """Set training or evaluation; what is frozen stays in evaluation."""
+        """Set training or evaluation; what stage 2 keeps stays in evaluation."""
         super().train(mode)
         if self.stage == 2:
-            self.encoder.eval()
-            self.quantizer.eval()
+            for part in self._idle_parts():
+                part.eval()
         return self
 
     def forward(
-        self, faces: Tensor, mask: Tensor | None = None, condition: Tensor | None = None, noise: float = 0.0
-    ) -> VQVAELosses:
+        self, faces: Tensor, mask: Tensor | None = None, points: Tensor | None = None, noise: float = 0.0
+    ) -> Reconstruction:
         """Encode and decode faces.
 
         Args:
             faces: Bins of the coordinates, int64 (B, F, 3, 3); what stands at padding means nothing.
             mask: Real faces, bool (B, F); None when all are.
-            condition: Tokens of the shape (B, S, width) in stage 2 of a decoder that sees it, else None.
+            points: Points of the shape with normals (B, P, 6) for a decoder that sees it, in stage 2; else None.
             noise: Scale of the noise on the choice of codes, see ``ResidualVQ.assign``.
 
         Raises:
-            ShapeError: A shape is another, no face is real, or the condition is missing or not wanted.
+            ShapeError: A shape is another, no face is real, or the points are missing or not wanted.
             DataError: A coordinate is not one of the bins.
         """
         mask = self._check_faces(faces, mask)
-        self._check_condition(condition, len(faces))
+        condition = self._condition(points, len(faces))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.stage == 1):
             vectors, owners = self._encode(faces, mask)
             quantized = self.quantizer(vectors, noise)
@@ -405,8 +429,11 @@ class MeshVQVAE(nn.Module):
         logits, truth = self.decoder(codes, mask, condition)[mask], faces[mask]
         reconstruction = F.cross_entropy(logits.flatten(0, 2), truth.flatten())
         total = reconstruction + (self.commitment_weight * quantized.commitment if self.stage == 1 else 0)
-        accuracy = (logits.detach().argmax(-1) == truth).float().mean()
-        return VQVAELosses(total, reconstruction, quantized.commitment, accuracy)
+        found = torch.full_like(faces, -1)
+        found[mask] = logits.detach().argmax(-1)
+        return Reconstruction(
+            total, reconstruction, quantized.commitment, found, self._tokens(quantized.ids[owners], mask)
+        )
 
     @torch.no_grad()
     def encode_ids(self, faces: Tensor, mask: Tensor | None = None, noise: float = 0.0) -> Tensor:
@@ -422,17 +449,15 @@ class MeshVQVAE(nn.Module):
         """
         mask = self._check_faces(faces, mask)
         vectors, owners = self._encode(faces, mask)
-        ids = torch.full((*mask.shape, 3, self.quantizer.levels), -1, device=faces.device)
-        ids[mask] = self.quantizer.assign(vectors, noise)[owners]
-        return ids.flatten(1)
+        return self._tokens(self.quantizer.assign(vectors, noise)[owners], mask)
 
-    def decode_ids(self, ids: Tensor, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def decode_ids(self, ids: Tensor, mask: Tensor | None = None, points: Tensor | None = None) -> Tensor:
         """Map tokens to logits of the coordinates.
 
         Args:
             ids: int64 (B, F * tokens_per_face); what stands at padding means nothing.
             mask: Real faces, bool (B, F); None when all are.
-            condition: As in ``forward``.
+            points: As in ``forward``.
 
         Returns:
             (B, F, 3, 3, bins): face, vertex, axis, bin.
@@ -447,35 +472,53 @@ class MeshVQVAE(nn.Module):
             )
         ids = ids.unflatten(1, (-1, 3, self.quantizer.levels))  # (B, F, 3, L)
         mask = self._check_mask(mask, ids)
-        self._check_condition(condition, len(ids))
+        condition = self._condition(points, len(ids))
         ids = ids.masked_fill(~mask[..., None, None], 0)
         _check_range("ids", ids, self.quantizer.size)
         return self.decoder(self.quantizer.lookup(ids), mask, condition)
 
     @torch.no_grad()
-    def decode_faces(self, ids: Tensor, mask: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
+    def decode_faces(self, ids: Tensor, mask: Tensor | None = None, points: Tensor | None = None) -> Tensor:
         """Map tokens to the likeliest coordinates, int64 (B, F, 3, 3), -1 at padding; see ``decode_ids``."""
-        faces = self.decode_ids(ids, mask, condition).argmax(-1)
+        faces = self.decode_ids(ids, mask, points).argmax(-1)
         return faces if mask is None else faces.masked_fill(~mask[..., None, None], -1)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters with two or more axes that weight decay must leave alone."""
+        """Names of parameters outside of the backbone that weight decay must leave alone."""
         names = {name for name, _ in self.named_parameters() if name.endswith(".positions.weight")}
-        for part in ("encoder", "decoder"):
-            backbone = getattr(self, part).backbone
-            names |= {f"{part}.backbone.{name}" for name in backbone.no_weight_decay()}
-        return names
+        names = {name for name in names if not name.startswith("backbone.")} | {"embed.coordinates.weight"}
+        names |= {f"decoder.backbone.{name}" for name in self.decoder.backbone.no_weight_decay()}
+        return names | ({f"shape.{name}" for name in self.shape.no_weight_decay()} if self.shape else set())
 
     def _encode(self, faces: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return one vector for every distinct vertex (V, C), and which belongs to each corner (real faces, 3)."""
-        features = self.encoder(faces.masked_fill(~mask[..., None, None], 0), mask)
-        features = features[mask].flatten(0, 1).float()  # (corners of real faces, C)
+        x = self.embed(faces.masked_fill(~mask[..., None, None], 0))  # (B, F, D)
+        features = self.vertex_head(self.backbone(x, mask)[mask])  # (real faces, 3 C)
+        features = features.unflatten(-1, (3, -1)).flatten(0, 1).float()  # (corners of real faces, C)
         item = torch.arange(len(faces), device=faces.device)[:, None, None].expand(*mask.shape, 3)[mask]
         place = faces[mask]  # (real faces, 3, 3)
         key = ((item * self.bins + place[..., 0]) * self.bins + place[..., 1]) * self.bins + place[..., 2]
         distinct, owners = key.unique(return_inverse=True)
         sums = features.new_zeros(len(distinct), features.shape[1]).index_add(0, owners.flatten(), features)
         return sums / torch.bincount(owners.flatten())[:, None], owners
+
+    def _tokens(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Put the codes (real faces, 3, L) in their places (B, F * tokens_per_face), with -1 at padding."""
+        found = ids.new_full((*mask.shape, 3, self.quantizer.levels), -1)
+        found[mask] = ids
+        return found.flatten(1)
+
+    def _condition(self, points: Tensor | None, batch: int) -> Tensor | None:
+        """Return the tokens of the shape (B, S, width), None for a decoder that sees none."""
+        if self.sees_shape != (points is not None) or (points is not None and len(points) != batch):
+            due = f"({batch}, P, 6)" if self.sees_shape else None
+            got = None if points is None else tuple(points.shape)
+            kind = "with" if self.shape else "without"
+            raise ShapeError(
+                f"MeshVQVAE: points must be {due} in stage {self.stage} {kind} shape_encoder, got {got}; the shape is "
+                "seen in stage 2 alone."
+            )
+        return None if points is None or self.shape is None else self.shape(points)
 
     def _check_faces(self, faces: Tensor, mask: Tensor | None) -> Tensor:
         if faces.ndim != 4 or faces.shape[2:] != (3, 3) or faces.dtype != torch.int64:
@@ -486,10 +529,10 @@ class MeshVQVAE(nn.Module):
 
     def _check_mask(self, mask: Tensor | None, given: Tensor) -> Tensor:
         shape = given.shape[:2]
-        if shape[1] > self.max_faces:
+        if shape[1] > self.spec.max_faces:
             raise ShapeError(
-                f"MeshVQVAE: a mesh of {shape[1]} faces is larger than max_faces={self.max_faces}; build the model "
-                "with more, or leave the mesh out."
+                f"MeshVQVAE: a mesh of {shape[1]} faces is larger than max_faces={self.spec.max_faces}; raise "
+                "data.rules.max_faces, or leave the mesh out."
             )
         if mask is None:
             mask = torch.ones(shape, dtype=torch.bool, device=given.device)
@@ -501,15 +544,17 @@ class MeshVQVAE(nn.Module):
             raise ShapeError("MeshVQVAE: no face of the batch is real; leave empty meshes out.")
         return mask
 
-    def _check_condition(self, condition: Tensor | None, batch: int) -> None:
-        seen = self.stage == 2 and self.condition_tokens > 0
-        due = (batch, self.condition_tokens, self.condition_width) if seen else None
-        got = None if condition is None else tuple(condition.shape)
-        if got != due:
-            raise ShapeError(
-                f"MeshVQVAE: condition must be {due} in stage {self.stage} with "
-                f"condition_tokens={self.condition_tokens}, got {got}; see set_stage."
-            )
+
+def _shape_config(fields: Mapping[str, Any], width: int) -> ShapeEncoderConfig:
+    known = {field.name for field in dataclasses.fields(ShapeEncoderConfig)}
+    if wrong := sorted(fields.keys() - known):
+        raise ConfigError(f"shape_encoder has no setting {wrong[0]!r}; settings: {', '.join(sorted(known))}.")
+    config = ShapeEncoderConfig(**{"width": width, **fields})
+    if config.bottleneck:
+        raise ConfigError(
+            f"shape_encoder: bottleneck must be 0, got {config.bottleneck}: the decoder sees the latents before it."
+        )
+    return config
 
 
 def _check_range(name: str, values: Tensor, count: int) -> None:

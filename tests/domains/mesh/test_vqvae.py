@@ -3,23 +3,41 @@
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from vertebra.backbones.base import create_backbone
 from vertebra.backbones.opt import OPTConfig
+from vertebra.domains.mesh.encoder import ShapeEncoderConfig
+from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.mesh.vqvae import MeshVQVAE, ResidualVQ
-from vertebra.errors import ConfigError, DataError, ShapeError, UnknownNameError
+from vertebra.domains.optim import OptimizerConfig, parameter_table
+from vertebra.domains.saving import load_model, save_model
+from vertebra.errors import ConfigError, DataError, ShapeError
+from vertebra.tokenizers.mesh import make_mesh_tokenizer
+from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
 BERT = OPTConfig(
     dim=48, depth=2, heads=4, hidden=96, causal=False, norm_first=False, activation="gelu", positions="none"
 )
-SIZES = {"bins": 16, "codebook_size": 32, "code_dim": 16, "max_faces": 12, "embed_dim": 8, "decay": 0.9, "patience": 50}
+SPEC = MeshSpec(tokenizer=make_mesh_tokenizer("plain", 16).to_dict(), max_faces=12)
+SIZES = {"codebook_size": 32, "code_dim": 16, "embed_dim": 8, "decay": 0.9, "patience": 50}
+SHAPE = {"width": 8, "heads": 2, "layers": 1, "latents": 4, "frequencies": 2}
+IDLE = ("embed.", "backbone.", "vertex_head.", "quantizer.")  # in stage 2
 
 
-def build(seed=0, **changes):
+def build(seed=0, backbone=BERT, spec=SPEC, **changes):
     torch.manual_seed(seed)
-    return MeshVQVAE(BERT, **{**SIZES, **changes})
+    return MeshVQVAE(backbone.build(), spec, **{**SIZES, **changes})
+
+
+def some_points(batch=3, count=20):
+    """Clouds of points, each about a place of its own, so that they are easily told apart."""
+    places = torch.rand(batch, 1, 3) - 0.5
+    return torch.cat([places + torch.rand(batch, count, 3) / 2, F.normalize(torch.randn(batch, count, 3), dim=-1)], -1)
 
 
 def some_faces(batch=3, count=12, bins=16):
@@ -203,7 +221,7 @@ def test_two_processes_keep_the_codebook_of_one(tmp_path):
 @pytest.fixture(scope="module")
 def trained():
     """A model that has learned three small meshes, and they."""
-    model, faces = build(condition_tokens=9, condition_width=5), some_faces()
+    model, faces = build(shape_encoder=SHAPE), some_faces()
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3)
     losses = []
     for _ in range(60):
@@ -214,10 +232,14 @@ def trained():
     return model.eval(), faces, losses
 
 
+def share(found, faces):
+    return (found.faces == faces).float().mean().item()
+
+
 def test_training_brings_the_faces_back(trained):
     model, faces, losses = trained
-    assert losses[0].accuracy < 0.15  # one in 16 by chance
-    assert losses[-1].accuracy > 0.98
+    assert share(losses[0], faces) < 0.15  # one in 16 by chance
+    assert share(losses[-1], faces) > 0.98
     assert losses[0].reconstruction.item() == pytest.approx(2.77, abs=0.2)  # ln 16
     mask = torch.ones(3, 12, dtype=torch.bool)
     mask[1, 7:] = False
@@ -239,7 +261,7 @@ def test_tokens_are_face_by_face_vertex_by_vertex_level_by_level(trained):
         for vertex, code in zip(faces[item].flatten(0, 1).tolist(), codes[item].flatten(0, 1).tolist(), strict=True):
             assert by_vertex.setdefault(tuple(vertex), code) == code  # a vertex has one code in all its faces
         assert len(by_vertex) == 8
-    vectors = model.encoder(faces, torch.ones(3, 12, dtype=torch.bool))
+    vectors = model.vertex_head(model.backbone(model.embed(faces))).unflatten(-1, (3, 16))
     means = torch.empty_like(vectors)
     for item, face, corner in torch.cartesian_prod(*map(torch.arange, (3, 12, 3))).tolist():
         same = (faces[item] == faces[item, face, corner]).all(-1)
@@ -259,7 +281,9 @@ def test_losses_by_hand(trained):
     likelihood = logits.log_softmax(-1).gather(-1, faces[mask][..., None])
     torch.testing.assert_close(losses.reconstruction, -likelihood.mean())
     torch.testing.assert_close(losses.total, losses.reconstruction + 0.1 * losses.commitment)
-    assert losses.accuracy.item() == pytest.approx((logits.argmax(-1) == faces[mask]).float().mean().item())
+    assert torch.equal(losses.faces[mask], logits.argmax(-1))
+    assert (losses.faces[~mask] == -1).all()
+    assert torch.equal(losses.ids, model.encode_ids(faces, mask))
 
 
 def test_what_stands_at_padding_means_nothing():
@@ -288,17 +312,14 @@ def test_what_stands_at_padding_means_nothing():
     torch.testing.assert_close(cut.total, short.total, atol=1e-5, rtol=1e-5)
 
 
-def test_the_gradient_reaches_everything_that_learns():
-    model = build(condition_tokens=4, condition_width=6)
-    faces, condition = some_faces(), torch.randn(3, 4, 6)
-    model(faces).total.backward()
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_gradient_reaches_everything_that_learns(stage):
+    model = build(shape_encoder=SHAPE, stage=stage)
+    points, noise = (some_points(), 0.1) if stage == 2 else (None, 0.0)
+    model(some_faces(), points=points, noise=noise).total.backward()
     silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-    assert silent == {n for n, _ in model.named_parameters() if n.startswith("decoder.condition.")}
-    model.zero_grad()
-    model.set_stage(2)
-    model(faces, condition=condition, noise=0.1).total.backward()
-    silent = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()}
-    assert silent == {n for n, _ in model.named_parameters() if n.startswith("encoder.")}
+    idle = IDLE if stage == 2 else ("shape.", "decoder.condition.")
+    assert silent == {n for n, _ in model.named_parameters() if n.startswith(idle)}
     assert silent == {n for n, p in model.named_parameters() if not p.requires_grad}
 
 
@@ -307,78 +328,116 @@ def test_the_gradient_reaches_everything_that_learns():
 
 def test_stage_2_resists_noise_and_leaves_the_encoder_alone(trained):
     stage_1, faces, _ = trained
-    model = deepcopy(stage_1).train()
-    condition = torch.randn(3, 9, 5)
-    noise = 1.0
-    before = float(stage_1(faces, noise=noise).accuracy)
-    kept = deepcopy({**model.encoder.state_dict(), **model.quantizer.state_dict()})
-    model.set_stage(2)
+    model = build(1, shape_encoder=SHAPE, stage=2)
+    model.load_state_dict(stage_1.state_dict())
+    points, noise = some_points(), 1.0
+    before = share(stage_1(faces, noise=noise), faces)
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
     assert model.decoder.training
-    assert not model.encoder.training
-    assert not model.quantizer.training
+    assert model.shape.training
+    assert not any(part.training for part in (model.embed, model.backbone, model.vertex_head, model.quantizer))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 4e-3)
     for _ in range(60):
-        losses = model(faces, condition=condition, noise=noise)
+        losses = model(faces, points=points, noise=noise)
         assert torch.equal(losses.total, losses.reconstruction)
         optimizer.zero_grad()
         losses.total.backward()
         optimizer.step()
-    for name, value in {**model.encoder.state_dict(), **model.quantizer.state_dict()}.items():
-        assert torch.equal(value, kept[name]), name
+    same = {name for name, value in model.state_dict().items() if torch.equal(value, kept[name])}
+    assert same == {name for name in kept if name.startswith(IDLE)}
     model.eval()
-    after = float(model(faces, condition=condition, noise=noise).accuracy)
+    after = share(model(faces, points=points, noise=noise), faces)
     assert before < 0.7
-    assert after > 0.95
+    assert after > 0.85
     ids = model.encode_ids(faces)
-    assert (model.decode_faces(ids, condition=condition) == faces).float().mean() > 0.98
+    assert (model.decode_faces(ids, points=points) == faces).float().mean() > 0.98
     assert not torch.equal(model.encode_ids(faces, noise=noise), ids)
-    flipped = model.decode_ids(ids, condition=-condition)
-    assert not torch.allclose(flipped, model.decode_ids(ids, condition=condition), atol=1e-2)
+    flipped = model.decode_ids(ids, points=-points)
+    assert not torch.allclose(flipped, model.decode_ids(ids, points=points), atol=1e-2)
 
 
 def test_the_decoder_by_hand():
-    model = build(condition_tokens=4, condition_width=6).eval()
-    model.set_stage(2)
-    ids, condition = torch.randint(32, (1, 18)), torch.randn(1, 4, 6)
-    part, decoder = model.decoder.condition, model.decoder
+    model = build(shape_encoder=SHAPE, stage=2).eval()
+    ids, points = torch.randint(32, (1, 18)), some_points(1)
+    part, decoder, condition = model.decoder.condition, model.decoder, model.shape(points)  # (1, 5, 8)
     codes = model.quantizer.codebook[ids].unflatten(1, (2, 3, 3)).sum(3).flatten(2)  # (1, 2, 48)
     front = torch.cat([part.head_proj(condition[:, :1]), part.proj(condition[:, 1:])], 1) + part.positions.weight
     x = torch.cat([part.norm(front), decoder.norm(decoder.proj(codes) + decoder.positions.weight[:2])], 1)
-    expected = decoder.head(decoder.backbone(x)[:, 4:]).view(1, 2, 3, 3, 16)
-    torch.testing.assert_close(model.decode_ids(ids, condition=condition), expected)
+    expected = decoder.head(decoder.backbone(x)[:, 5:]).view(1, 2, 3, 3, 16)
+    torch.testing.assert_close(model.decode_ids(ids, points=points), expected)
+
+
+# ---------------------------------------------------------------- model directories and optimizers
+
+
+@pytest.mark.parametrize("changes", [{}, {"stage": 2, "shape_encoder": ShapeEncoderConfig(**SHAPE), "levels": 2}])
+def test_a_model_directory_keeps_stage_and_codebook(changes, tmp_path):
+    model, faces = build(**changes), some_faces()
+    stage = changes.get("stage", 1)
+    points = some_points() if stage == 2 else None
+    model(faces, points=points)  # the codebook of stage 1 moves
+    model.eval()
+    other = load_model(save_model(model, tmp_path / "m"))
+    assert (other.stage, other.arguments, other.spec) == (stage, model.arguments, SPEC)
+    assert {n for n, p in other.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+    found, expected = other(faces, points=points), model(faces, points=points)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(other.quantizer.idle, model.quantizer.idle)
+
+
+def test_no_weight_is_there_twice():
+    model = build(shape_encoder=SHAPE)
+    places = [value.data_ptr() for value in model.state_dict().values()]
+    assert len(set(places)) == len(places)
+    assert model.decoder.backbone.config == model.backbone.config
+    assert set(model.input_parts) < dict(model.named_children()).keys()
+
+
+def test_rates_and_decay():
+    learned = create_backbone("opt_test", causal=False)
+    model = MeshVQVAE(learned, SPEC, **SIZES, shape_encoder=SHAPE)
+    table = parameter_table(model, OptimizerConfig(lr=1.0, weight_decay=0.1, layer_decay=0.5))
+    depth = learned.config.depth
+    assert table["embed.proj.weight"] == (0.5 ** (depth + 1), 0.1)
+    assert table["vertex_head.weight"] == table["decoder.head.weight"] == table["shape.input_proj.weight"] == (1.0, 0.1)
+    without = {n for n, p in model.named_parameters() if p.ndim >= 2 and table[n][1] == 0}
+    assert without == {f"backbone.{n}" for n in learned.no_weight_decay()} | model.no_weight_decay()
+    own = {"embed.coordinates", "embed.positions", "decoder.positions", "decoder.condition.positions"}
+    expected = {f"{name}.weight" for name in own} | {"decoder.backbone.positions.weight", "shape.query"}
+    assert model.no_weight_decay() == expected
+    assert build().no_weight_decay() == expected - {
+        "decoder.condition.positions.weight",
+        "decoder.backbone.positions.weight",
+        "shape.query",
+    }
 
 
 # ---------------------------------------------------------------- made and refused
 
 
-def test_backbones_by_name_by_config_and_ready_made():
-    named = MeshVQVAE("opt_test,causal=false", **SIZES)
-    assert named.encoder.backbone.config == named.decoder.backbone.config
-    assert named.encoder.backbone is not named.decoder.backbone
-    ready = BERT.build()
-    assert MeshVQVAE(ready, **SIZES).encoder.backbone is ready
-    with pytest.raises(UnknownNameError, match="Did you mean 'opt_test'"):
-        MeshVQVAE("opt_tset", **SIZES)
-
-
-def test_fresh_weights_and_the_names_that_do_not_decay():
-    model = build(condition_tokens=4, condition_width=6, max_faces=500)
-    assert model.encoder.embed.weight.std().item() == pytest.approx(1, rel=0.2)
+def test_fresh_weights():
+    model = build(spec=replace(SPEC, max_faces=500), shape_encoder=SHAPE)
+    assert model.embed.coordinates.weight.std().item() == pytest.approx(1, rel=0.2)
     assert model.decoder.positions.weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not model.decoder.head.bias.any()
-    places = {"encoder.positions.weight", "decoder.positions.weight", "decoder.condition.positions.weight"}
-    assert model.no_weight_decay() == places
-    learned = MeshVQVAE("opt_test,causal=false", **SIZES).no_weight_decay()
-    assert {"encoder.backbone.positions.weight", "decoder.backbone.positions.weight"} < learned
+    assert model.shape.config == ShapeEncoderConfig(**SHAPE)
+    own_width = {name: value for name, value in SHAPE.items() if name != "width"}
+    assert build(shape_encoder=own_width).shape.config.width == 48
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"bins": 0}, "bins must be at least 1, got 0"),
+        ({"embed_dim": 0}, "embed_dim must be at least 1, got 0"),
         ({"codebook_size": 0}, "size must be at least 1, got 0"),
         ({"decay": 1.0}, "decay must be in [0, 1), got 1.0"),
-        ({"condition_tokens": 3}, "must both be positive, or both 0 for a decoder that sees no shape, got 3 and 0"),
+        ({"stage": 3}, "stage must be 1 or 2, got 3"),
+        ({"backbone": BERT.replace(causal=True)}, "needs a bidirectional backbone; set causal=false"),
+        ({"spec": replace(SPEC, tokenizer=NucleotideTokenizer().to_dict())}, "the tokenizer must be one for meshes"),
+        ({"shape_encoder": {"depth": 2}}, "shape_encoder has no setting 'depth'; settings: bottleneck, "),
+        ({"shape_encoder": {**SHAPE, "bottleneck": 4}}, "bottleneck must be 0, got 4: the decoder sees the latents"),
     ],
 )
 def test_impossible_settings(changes, text):
@@ -387,22 +446,19 @@ def test_impossible_settings(changes, text):
     assert text in str(caught.value)
 
 
-def test_a_causal_backbone_and_a_third_stage():
-    with pytest.raises(ConfigError, match="must be bidirectional, got causal=True; set causal=False"):
-        MeshVQVAE("opt_test", **SIZES)
-    with pytest.raises(ConfigError, match="stage must be 1 or 2, got 3"):
-        build().set_stage(3)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "text"),
     [
         (lambda m, f: m(f.flatten(2)), ShapeError, "faces must be int64 (B, F, 3, 3), got torch.int64 (3, 12, 9)"),
         (lambda m, f: m(f + 9), DataError, "faces must be from 0 to 15, got 9 to"),
-        (lambda m, f: m(f.repeat(1, 2, 1, 1)), ShapeError, "a mesh of 24 faces is larger than max_faces=12; build"),
+        (lambda m, f: m(f.repeat(1, 2, 1, 1)), ShapeError, "a mesh of 24 faces is larger than max_faces=12; raise"),
         (lambda m, f: m(f, torch.ones(3, 12)), ShapeError, "mask must be bool (3, 12) (True = real face), got torch."),
         (lambda m, f: m(f, torch.zeros(3, 12).bool()), ShapeError, "no face of the batch is real; leave empty meshes"),
-        (lambda m, f: m(f, condition=torch.zeros(3, 4, 6)), ShapeError, "condition must be None in stage 1 with condi"),
+        (
+            lambda m, f: m(f, points=some_points()),
+            ShapeError,
+            "points must be None in stage 1 without shape_encoder, got",
+        ),
         (lambda m, f: m.decode_ids(torch.zeros(3, 10).long()), ShapeError, "ids must be (B, F * 9), whole faces, got"),
         (lambda m, f: m.decode_ids(torch.full((3, 9), 32)), DataError, "ids must be from 0 to 31, got 32 to 32; use"),
         (lambda m, f: m.quantizer(torch.zeros(0, 16)), ShapeError, "x must be (N, 16) with at least one vector, got"),
@@ -414,14 +470,11 @@ def test_bad_input(call, error, text):
     assert text in str(caught.value)
 
 
-def test_stage_2_wants_the_shape_it_was_built_for():
-    model, faces = build(condition_tokens=4, condition_width=6), some_faces()
-    model.set_stage(2)
+def test_stage_2_wants_the_points_of_every_shape():
+    model, faces = build(shape_encoder=SHAPE, stage=2), some_faces()
     with pytest.raises(ShapeError) as caught:
         model(faces)
-    assert "must be (3, 4, 6) in stage 2 with condition_tokens=4, got None; see set_stage" in str(caught.value)
-    with pytest.raises(ShapeError, match=r"got \(3, 4, 5\)"):
-        model.decode_ids(model.encode_ids(faces), condition=torch.zeros(3, 4, 5))
-    plain = build()
-    plain.set_stage(2)
-    assert plain(faces, noise=0.1).total.requires_grad
+    assert "points must be (3, P, 6) in stage 2 with shape_encoder, got None; the shape is seen in" in str(caught.value)
+    with pytest.raises(ShapeError, match=r"got \(2, 20, 6\)"):
+        model.decode_ids(model.encode_ids(faces), points=some_points(2))
+    assert build(stage=2)(faces, noise=0.1).total.requires_grad
