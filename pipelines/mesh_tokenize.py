@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -298,7 +299,7 @@ def read_tokens(path: Path) -> list[tuple[str, TokenRecord]] | None:
     from vertebra.tokenizers.mesh import MeshTokenizer
 
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as data:
             if "facts" not in data.files:
                 return None
             facts = json.loads(data["facts"].tobytes())
