@@ -373,12 +373,19 @@ class _GenerateWriter(Writer):
         report = Report("mesh/generate")
         report.section("Run").facts({k: v for k, v in summary.items() if not isinstance(v, dict)})
         names = [n for n in _COLUMNS if any(n in facts for facts in self.files.made)]
-        rows = [[facts["name"], *(_cell(facts.get(n)) for n in names)] for facts in self.files.made]
+        rows = [[facts["name"], *(facts.get(n) for n in names)] for facts in self.files.made]
         report.section("Meshes").table(rows, ["name", *(_COLUMNS[n] for n in names)])
         report.text(
             "Distances are shares of the input's longest side. Chamfer: half the sum of both mean distances to the "
             "nearest of 10,000 points; edges: the same for points at sharp edges; normals: 1 where they agree."
         )
+        noted: dict[str, list[str]] = {}
+        for facts in self.files.made:
+            for note in facts.get("notes", ()):
+                noted.setdefault(note.rstrip("."), []).append(facts["name"])
+        for note, of in noted.items():
+            more = f" and {len(of) - 5:,} more" if len(of) > 5 else ""
+            report.text(f"{note}: {', '.join(of[:5])}{more}.")
         report.figure(figure, "Inputs and outputs.")
         report.section("To turn")
         for one in self.shown[:VIEWED]:
@@ -397,12 +404,7 @@ _COLUMNS = {
     "self_intersection_share": "self-intersecting",
     "tokens": "tokens",
     "finished": "finished",
-    "notes": "notes",
 }
-
-
-def _cell(value: Any) -> Any:
-    return "; ".join(note.rstrip(".") for note in value) if isinstance(value, list) else value
 
 
 # ---------------------------------------------------------------- shared by the verbs of meshes

@@ -327,7 +327,8 @@ def test_clouds_and_what_is_said_of_them(model, tmp_path):
     assert [facts["input_points"] for facts in (whole, bare, few)] == [300, 300, 40]
     assert all("edge_chamfer" not in facts and facts["chamfer"] > 0 for facts in (whole, bare, few))
     page = (tmp_path / "out.json.html").read_text()
-    assert "fewer than the 64 the model reads; Normals were estimated from neighbouring points<" in page
+    assert "<p>The cloud has 40 points, fewer than the 64 the model reads: few.</p>" in page
+    assert "<p>Normals were estimated from neighbouring points: bare, few.</p>" in page
 
 
 def test_values_in_python(model):
