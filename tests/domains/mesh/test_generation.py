@@ -128,12 +128,11 @@ def test_untrained_models_write_meshes(name, strategy):
         for one in generate_meshes(model, points, strategy, max_tokens=60):
             assert one.tokens <= 60
             ended += one.finished
+            assert one.faces > 0 or not one.finished
             assert len(one.mesh.faces) <= one.faces
-            if one.faces:
+            if len(one.mesh.faces):  # those without an area are left out
                 assert 0 <= one.mesh.vertices.min() <= one.mesh.vertices.max() < 16
                 assert all(len({tuple(corner) for corner in face}) == 3 for face in one.mesh.corners.tolist())
-            if one.finished:
-                assert len(one.mesh.faces) > 0
                 assert same_faces(tokenizer.decode(tokenizer.encode(one.mesh)), one.mesh)
     assert ended >= 2
 
