@@ -16,9 +16,9 @@ from vertebra.errors import ConfigError, DataError
 from vertebra.pipelines.base import Bad, Item, Pipeline, Writer
 from vertebra.pipelines.catalog import verb
 from vertebra.pipelines.files import Outputs
-from vertebra.pipelines.mesh import (
+from vertebra.pipelines.mesh import GeneratedMesh
+from vertebra.pipelines.mesh_files import (
     MESHES,
-    GeneratedMesh,
     MeshFiles,
     add_file_arguments,
     check_format,
