@@ -20,21 +20,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import trimesh
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from vertebra.backbones.decoding import Strategy
+from vertebra.domains.mesh.files import Shape
+from vertebra.domains.mesh.generation import generate_best
 from vertebra.domains.mesh.geometry import Placement, decimate, quantized, sample_surface, to_trimesh
 from vertebra.domains.mesh.metrics import compare, is_valid
+from vertebra.domains.mesh.model import MeshGenerator
 from vertebra.domains.mesh.procedural import dense, draw
-from vertebra.errors import DataError
-from vertebra.pipelines.base import pipeline
+from vertebra.domains.mesh.showing import show
+from vertebra.domains.saving import load_model
 from vertebra.pipelines.figures import png_bytes
 from vertebra.pipelines.mesh_figures import GREEN, Panel, sheet
 
 BINS = 128
 POINTS = 4096
 CLOUD_NOISE = 0.005
+BATCH = 16  # shapes that are written at once
+SAMPLING = Strategy(method="greedy", top_k=50, top_p=0.95)  # the pipeline's
 CELLS = 128  # of marching cubes along the longest side; MeshAnything uses as many
 ROWS = {
     "chamfer": ("Chamfer distance, median", "{:.4f}"),
@@ -170,18 +177,21 @@ def table(columns: Mapping[str, Mapping[str, float]], floor: str) -> str:
     return "\n".join(lines)
 
 
-EMPTY = trimesh.Trimesh(np.zeros((0, 3)), np.zeros((0, 3), dtype=np.int64), process=False)
-
-
 def generated(cases: Sequence[Case], model: str, *, candidates: int, clouds: bool = False) -> list[trimesh.Trimesh]:
-    """Meshes of the pipeline ``mesh/generate``; an empty one where it writes no whole face."""
-    generate = pipeline("mesh/generate", model, candidates=candidates)
-    outputs = []
-    for case in cases:
-        try:
-            outputs.append(generate(case.cloud if clouds else case.scan).value)
-        except DataError:
-            outputs.append(EMPTY)
+    """Meshes of a generator, as the pipeline ``mesh/generate`` makes them; an empty one where it writes no face."""
+    generator = load_model(model).eval()
+    assert isinstance(generator, MeshGenerator)
+    shapes = [Shape(points=case.cloud) if clouds else Shape(mesh=case.scan) for case in cases]
+    shown = [show(shape, POINTS, np.random.default_rng(0)) for shape in shapes]
+    outputs: list[trimesh.Trimesh] = []
+    for start in range(0, len(shown), BATCH):
+        few = shown[start : start + BATCH]
+        points = torch.from_numpy(np.stack([one.condition for one in few]))
+        numbers = range(start, start + len(few))
+        made = generate_best(generator, points, SAMPLING, candidates=candidates, numbers=numbers)
+        spec = generator.spec
+        for one, where in zip(made, few, strict=True):
+            outputs.append(to_trimesh(one.mesh, generator.tokenizer.bins, spec.place, where.placement))
     return outputs
 
 
