@@ -1,7 +1,7 @@
 """Backbones that write meshes: tokens a second, memory and the cost of a token as the sequence grows; training cost.
 
-    taskset -c 0 python -P benchmarks/mesh_decoding.py             # ten minutes on one core
-    taskset -c 0 python -P benchmarks/mesh_decoding.py --quick     # one minute, short sequences
+    taskset -c 0 python -P benchmarks/mesh_decoding.py             # 15 minutes of a core that others use too
+    taskset -c 0 python -P benchmarks/mesh_decoding.py --quick     # two minutes, short sequences
 
 Generators with random weights, equal in all but the backbone, whose layers have about 0.9 million parameters each,
 write AMT tokens under the grammar (greedy, the end forbidden, so that all write the same number). Each lives in a
