@@ -187,7 +187,7 @@ EMPTY = canonical(np.zeros((0, 3), int), np.zeros((0, 3), int))
 
 
 def test_meshes_are_judged(monkeypatch, tmp_path):
-    """The truth, one not ended, one with a face twice, one of a face without an area, nothing, a face of a few cells."""
+    """The truth, one not ended, one with a face twice, one whose face has no area, nothing, a face of a few cells."""
     made, meshes = task(), data(procedural=(1, 1, 6), bins=128)
     meshes.setup("")
     made.build(meshes.spec)
