@@ -158,7 +158,9 @@ class MeshGenerationTask(AveragedTask):
         model = self.final_model
         assert isinstance(model, MeshGenerator)
         numbers = batch["index"].tolist()
-        made = generate_meshes(model, batch["points"], self.decoding, numbers=numbers)
+        # A mesh twice as long as the longest of the batch is a miss, however it ends.
+        most = min(model.spec.max_tokens, 2 * batch["ids"].shape[1])
+        made = generate_meshes(model, batch["points"], self.decoding, max_tokens=most, numbers=numbers)
         for number, one, corners in zip(numbers, made, batch["corners"].cpu().numpy(), strict=True):
             kept = corners[np.isfinite(corners[:, 0, 0])].astype(np.float64)
             truth = _soup(kept)

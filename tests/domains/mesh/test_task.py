@@ -204,7 +204,9 @@ def test_meshes_are_judged(monkeypatch, tmp_path):
     ]
     seen = []
 
-    def generate(model, points, strategy, *, numbers):
+    def generate(model, points, strategy, *, max_tokens, numbers):
+        longest = max(len(items.item(i, 0).ids) for i in numbers)
+        assert max_tokens == min(meshes.spec.max_tokens, 2 * longest)
         seen.append((strategy, numbers))
         return [outputs[i] for i in numbers]
 
@@ -232,7 +234,7 @@ def test_meshes_are_judged(monkeypatch, tmp_path):
 def test_without_a_finite_value_there_is_no_median(monkeypatch, tmp_path):
     made, meshes = task(), data()
     nothing = GeneratedMesh(EMPTY, 0, -1.0, False, 0)
-    monkeypatch.setattr(tasks, "generate_meshes", lambda *_, numbers: [nothing for _ in numbers])
+    monkeypatch.setattr(tasks, "generate_meshes", lambda *_, numbers, **__: [nothing for _ in numbers])
     meshes.setup("")
     made.build(meshes.spec)
     (found,) = trainer(tmp_path).test(made, meshes, verbose=False)
@@ -241,7 +243,7 @@ def test_without_a_finite_value_there_is_no_median(monkeypatch, tmp_path):
     good = GeneratedMesh(
         mesh_of([[[-0.5, 0, 0], [0, 0.5, 0], [0.5, -0.4, 0]]]), 9, -1.0, True, 1
     )  # without sharp edges
-    monkeypatch.setattr(tasks, "generate_meshes", lambda *_, numbers: [good for _ in numbers])
+    monkeypatch.setattr(tasks, "generate_meshes", lambda *_, numbers, **__: [good for _ in numbers])
     (found,) = trainer(tmp_path).test(made, meshes, verbose=False)
     assert "test/edge_chamfer" not in found
     assert all(np.isfinite(value) for value in found.values())
