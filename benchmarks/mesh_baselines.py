@@ -41,7 +41,7 @@ BINS = 128
 POINTS = 4096
 CLOUD_NOISE = 0.005
 BATCH = 16  # shapes that are written at once
-SAMPLING = Strategy(method="greedy", top_k=50, top_p=0.95)  # the pipeline's
+SAMPLING = Strategy(method="greedy", temperature=0.7, top_k=50, top_p=0.95)  # the pipeline's
 CELLS = 128  # of marching cubes along the longest side; MeshAnything uses as many
 ROWS = {
     "chamfer": ("Chamfer distance, median", "{:.4f}"),
@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="a generator: a model directory or the name of a bundled model")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--candidates", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--quick", action="store_true", help="neither decimation nor marching cubes")
     parser.add_argument("--sheet", type=Path, help="where to draw inputs, outputs and truths")
     args = parser.parse_args()

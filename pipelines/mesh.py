@@ -81,7 +81,7 @@ class Generate(Pipeline):
         faces: About how many faces a mesh shall have, for a model that can be told; None leaves it to the model.
         candidates: Meshes to write for each shape; the one that lies closest to the input's points is kept.
         method: ``greedy``, ``sample`` or ``beam``.
-        temperature: Below 1 likelier, above 1 more varied.
+        temperature: Of sampling, also that of further candidates: below 1 likelier, above 1 more varied.
         top_k: Sample from so many of the likeliest tokens; 0 for all.
         top_p: Sample from the likeliest tokens that together have this probability.
         beams: Beams of ``beam``.
@@ -106,7 +106,7 @@ class Generate(Pipeline):
         faces: int | None = None,
         candidates: int = 4,
         method: str = "greedy",
-        temperature: float = 1.0,
+        temperature: float = 0.7,
         top_k: int = 50,
         top_p: float = 0.95,
         beams: int = 4,
@@ -160,7 +160,9 @@ class Generate(Pipeline):
             help="meshes to write for each shape, the one closest to its points is kept (default: 4)",
         )  # fmt: skip
         group.add_argument("--method", default="greedy", help="greedy, sample or beam (default: greedy)")
-        group.add_argument("--temperature", type=float, default=1.0, help="below 1 likelier (default: 1)")
+        group.add_argument(
+            "--temperature", type=float, default=0.7, help="of sampling, below 1 likelier (default: 0.7)"
+        )
         group.add_argument("--top-k", type=int, default=50, metavar="N", help="0 for all (default: 50)")
         group.add_argument("--top-p", type=float, default=0.95, metavar="P", help="1 for all (default: 0.95)")
         group.add_argument("--beams", type=int, default=4, metavar="N", help="of beam search (default: 4)")
