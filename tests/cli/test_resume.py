@@ -101,4 +101,4 @@ def test_two_processes_share_a_run_folder_and_train_as_one(project, same_weights
     a, b = (torch.load(f"{n}/toy/1/checkpoints/last.ckpt", weights_only=True) for n in ("one", "two"))
     assert len(b["random"]) == 2
     for name, tensor in a["state_dict"].items():
-        torch.testing.assert_close(b["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(b["state_dict"][name], tensor, rtol=1e-4, atol=5e-5)
