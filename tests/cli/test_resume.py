@@ -92,6 +92,7 @@ def test_killed_fit_resumes_to_the_same_weights(finished, tmp_path, same_weights
 
 def test_two_processes_share_a_run_folder_and_train_as_one(project, same_weights):
     rest = ["-c", "toy.yaml", "--model.dropout=0", "--trainer.max_epochs=1"]
+    rest += ["--model.optimizer.eps=1e-5"]  # with 1e-8 Adam makes whole steps of the rounding of gradients near 0
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
     done = in_a_process("fit", *rest, *two, "--root", "two")
     assert done.returncode == 0, done.stderr
@@ -101,4 +102,4 @@ def test_two_processes_share_a_run_folder_and_train_as_one(project, same_weights
     a, b = (torch.load(f"{n}/toy/1/checkpoints/last.ckpt", weights_only=True) for n in ("one", "two"))
     assert len(b["random"]) == 2
     for name, tensor in a["state_dict"].items():
-        torch.testing.assert_close(b["state_dict"][name], tensor, rtol=1e-4, atol=5e-5)
+        torch.testing.assert_close(b["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
