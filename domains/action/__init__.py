@@ -1,0 +1,1 @@
+"""Actions of robots: demonstrations to short tokens, and policies that act."""
