@@ -6,6 +6,7 @@ Shapes: T steps of an episode, S state dimensions, D action dimensions, H steps 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -133,7 +134,7 @@ def regular(episode: Episode, fps: float, max_gap: float = 0.5) -> tuple[list[Ep
     parts = []
     edges = [0, *cuts.tolist(), len(kept)]
     filled = 0
-    for number, (first, last) in enumerate(zip(edges, edges[1:], strict=False)):
+    for number, (first, last) in enumerate(itertools.pairwise(edges)):
         own = times[first:last]
         rows = kept[first:last]
         count = 1 + round((own[-1] - own[0]) * fps)
@@ -195,7 +196,7 @@ class _Picked(Sequence[NDArray[np.uint8]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001
         return self.frames[int(self.rows[index])]
 
 
