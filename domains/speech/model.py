@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, Tap, Taps
+from vertebra.backbones.layers.cross import CrossAttention
 from vertebra.domains.model import DomainModel
 from vertebra.domains.speech.frontend import ConvSubsampling, LogMel, Normalisation, Normalise, Padding
-from vertebra.domains.speech.prompt import CrossAttention, PromptEncoder
+from vertebra.domains.speech.prompt import NORM_EPS, PromptEncoder
 from vertebra.domains.speech.spec import NO_LANGUAGE, NO_PROMPT, SpeechSpec
 from vertebra.errors import ConfigError, ShapeError
 
@@ -152,7 +153,7 @@ class SpeechCTC(DomainModel):
             self.prompt_proj = nn.Linear(prompt.dim, config.dim)
             readers = range(prompt.every - 1, backbone.num_layers, prompt.every)
             self.readers = nn.ModuleDict(
-                {str(i): CrossAttention(config.dim, prompt.cross_heads, prompt.dropout) for i in readers}
+                {str(i): CrossAttention(config.dim, prompt.cross_heads, prompt.dropout, NORM_EPS) for i in readers}
             )
         self.head = nn.Linear(config.dim, len(spec.tokens))
         self.condition = nn.Linear(len(spec.tokens), config.dim) if intermediate else None

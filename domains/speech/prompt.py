@@ -1,14 +1,13 @@
-"""A text prompt beside the recording: its encoder, and the attention that reads it.
+"""A text prompt beside the recording: its encoder.
 
 Source: OWSM-CTC (https://arxiv.org/abs/2402.12654), section 3; the layers are those of ESPnet's Transformer encoder.
 
-Shapes: B items, L tokens of the prompt, E width of the prompt, T positions, D width of the backbone.
+Shapes: B items, L tokens of the prompt, E width of the prompt.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.layers.attention import Attention
@@ -57,32 +56,3 @@ class PromptEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x, layout)
         return self.norm(x)
-
-
-class CrossAttention(nn.Module):
-    """x + attention(norm(x), memory): softmax attention of every position to a memory.
-
-    Args:
-        dim: D, of both.
-        num_heads: Number of heads.
-        dropout: Share of the branch's output that is zeroed in training.
-    """
-
-    def __init__(self, dim: int, num_heads: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.LayerNorm(dim, NORM_EPS)
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
-        """Map x (B, *grid, D) and memory (B, L, D), real where ``mask`` (B, L), to (B, *grid, D)."""
-        q = self._heads(self.q(self.norm(x).flatten(1, -2)))
-        k, v = (self._heads(part) for part in self.kv(memory).chunk(2, dim=-1))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])  # (B, H, T, D / H)
-        return x + self.dropout(self.proj(y.transpose(1, 2).flatten(2))).view_as(x)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

@@ -19,6 +19,7 @@ from vertebra.backbones.base import Backbone
 from vertebra.backbones.illama import ILLaMA
 from vertebra.backbones.timm import TimmBackbone
 from vertebra.domains.model import DomainModel
+from vertebra.domains.patches import PatchEmbedding
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, ShapeError
 
@@ -173,29 +174,6 @@ class ImageClassifier(DomainModel):
                 f"{' or '.join(map(str, fitting[:4])) or 1}, or another data.size."
             )
         return height // self.patch_size, width // self.patch_size
-
-
-class PatchEmbedding(nn.Module):
-    """Patches of P x P pixels to vectors (https://arxiv.org/abs/2010.11929, equation 1).
-
-    Args:
-        channels: C.
-        dim: D.
-        patch_size: P.
-    """
-
-    def __init__(self, channels: int, dim: int, patch_size: int) -> None:
-        super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(channels, dim, patch_size, patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to (B, h, w, D)."""
-        if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
-            raise ShapeError(
-                f"PatchEmbedding: height and width must be multiples of {self.patch_size}, got {tuple(images.shape)}."
-            )
-        return self.proj(images).movedim(1, -1)
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
