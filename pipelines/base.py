@@ -140,6 +140,8 @@ class Pipeline(ABC):
     hourly: ClassVar[bool] = False
     """Whether the progress bar tells the work of an hour, not of a second."""
     needs_input: ClassVar[bool] = True
+    needs_model: ClassVar[bool] = True
+    """Whether there must be a model; ``model`` is not set where none is needed and none given."""
     reads_folders: ClassVar[bool] = False
     """Whether an input may be a folder, whose files ``folder_files`` lists."""
     pool_batches: ClassVar[int] = POOL_BATCHES
@@ -160,6 +162,8 @@ class Pipeline(ABC):
         self.device = _device(device, self.name)
         self.advance: Callable[[float], None] = _nowhere
         """Moves the progress bar of a run, for a ``predict`` that takes long; its items have the weight 0."""
+        if model is None and not self.needs_model:
+            return
         self.model = self._load(model).to(self.device).eval()
         if self.tasks and self.model.task not in self.tasks:
             raise ConfigError(
@@ -188,6 +192,10 @@ class Pipeline(ABC):
     @abstractmethod
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the output files; ``several_files`` asks for a column that names the input file."""
+
+    def prepared(self, items: Iterator[Item], bad: Bad) -> Iterator[Item]:
+        """Yield the items after a look at all of them, for pipelines that learn from their input."""
+        return items
 
     def join(self, item: Item, part: Prediction | None) -> Prediction | None:
         """Return the record's prediction once its last part is in; None for a part on the way, or a bad one."""
@@ -293,7 +301,7 @@ class Pipeline(ABC):
                     _stop_gently(),
                 ):
                     self.advance = advance
-                    for item, part in flow.results(records):
+                    for item, part in flow.results(self.prepared(records, errors.add)):
                         if (prediction := self.join(item, part)) is not None:
                             writer.write(item, prediction)
                             good += 1
@@ -349,7 +357,7 @@ class Pipeline(ABC):
                 else:
                     yield from self.parse(value, index, refuse)
 
-        for item, part in _Flow(self, refuse, isolate=False).results(items()):
+        for item, part in _Flow(self, refuse, isolate=False).results(self.prepared(items(), refuse)):
             if (prediction := self.join(item, part)) is not None:
                 yield prediction
 
