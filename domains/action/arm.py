@@ -140,21 +140,12 @@ def inverse(positions: ArrayLike, start: ArrayLike = HOME) -> Doubles:
     flat = positions.reshape(-1, 3)
     start = np.broadcast_to(np.asarray(start, np.float64), (*positions.shape[:-1], JOINTS)).reshape(-1, JOINTS)
     joints = start.copy()
+    rows = np.arange(len(flat))  # that still move: a result does not depend on its neighbours
     for _ in range(100):
-        origins, rotations = frames(joints)
-        both = _jacobian(origins, rotations)
-        pointing = rotations[:, -1, :, 2]
-        both[:, 3:] = np.cross(both[:, 3:], pointing[:, :, None], axis=1)  # how the direction moves, not the turn
-        error = np.concatenate([flat - origins[:, -1], [0, 0, -1] - pointing], axis=1)  # (B, 6)
-        across = both.swapaxes(1, 2)
-        damping = 1e-6 + 1e-2 * np.square(error).sum(1)  # careful far away, exact near the end
-        inner = np.linalg.inv(both @ across + damping[:, None, None] * np.eye(6))
-        pulled = 0.5 * (start - joints)
-        error -= np.einsum("bij,bj->bi", both, pulled)
-        step = pulled + np.einsum("bji,bjk,bk->bi", both, inner, error)
-        step *= np.minimum(1, 0.3 / np.abs(step).max(1, keepdims=True, initial=1e-9))
-        joints = (joints + step).clip(LOWER, UPPER)
-        if np.abs(step).max(initial=0) < 1e-6:
+        step = _step(joints[rows], flat[rows], start[rows])
+        joints[rows] = (joints[rows] + step).clip(LOWER, UPPER)
+        rows = rows[np.abs(step).max(1) >= 1e-6]
+        if not len(rows):
             break
     reached, rotations = forward(joints)
     missed = (np.linalg.norm(reached - flat, axis=1) > 1e-3) | (rotations[:, 2, 2] > -0.999)
@@ -180,6 +171,21 @@ def minimum_jerk(start: ArrayLike, end: ArrayLike, steps: int) -> Doubles:
     start, end = np.asarray(start, np.float64), np.asarray(end, np.float64)
     s = np.linspace(0, 1, steps + 1)
     return start + (s**3 * (10 - 15 * s + 6 * s**2))[:, None] * (end - start)
+
+
+def _step(joints: Doubles, positions: Doubles, rest: Doubles) -> Doubles:
+    """Return what brings joints (B, 7) nearer to positions (B, 3) with the gripper down, and to their rest (B, 7)."""
+    origins, rotations = frames(joints)
+    both = _jacobian(origins, rotations)
+    pointing = rotations[:, -1, :, 2]
+    both[:, 3:] = np.cross(both[:, 3:], pointing[:, :, None], axis=1)  # how the direction moves, not the turn
+    error = np.concatenate([positions - origins[:, -1], [0, 0, -1] - pointing], axis=1)  # (B, 6)
+    damping = 1e-6 + 1e-2 * np.square(error).sum(1)  # careful far away, exact near the end
+    inner = both @ both.swapaxes(1, 2) + damping[:, None, None] * np.eye(6)
+    pulled = 0.5 * (rest - joints)
+    left = error[:, :, None] - both @ pulled[:, :, None]
+    step = pulled + (both.swapaxes(1, 2) @ np.linalg.solve(inner, left))[:, :, 0]
+    return step * np.minimum(1, 0.3 / np.abs(step).max(1, keepdims=True, initial=1e-9))
 
 
 def _jacobian(origins: Doubles, rotations: Doubles) -> Doubles:
