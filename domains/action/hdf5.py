@@ -70,7 +70,7 @@ def read_hdf5(
     names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     with _opened(path) as file:
         data = file.get("data")
-        if not isinstance(data, Mapping) or not data:
+        if not isinstance(data, Mapping) or not len(data):
             raise DataError(
                 f"{path}: there must be a group 'data' with demonstrations, got {', '.join(file) or 'nothing'}; only "
                 "the layout of robomimic and LIBERO is read."

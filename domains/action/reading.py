@@ -130,7 +130,7 @@ def assemble(
         raise DataError(str(left[0]))
     rate = frame_rate([part.times for part in parts if part.times is not None])
     if rate is not None and 1 / rate >= _LONGEST_STEP:
-        raise DataError(f"{path}: time stamps are {1 / rate:g} apart; they must be seconds.")
+        raise DataError(f"{path}: time stamps are {1 / rate:.3g} apart; write them in seconds.")
     rate = fps if fps is not None else rate
     if rate is None:
         raise ConfigError(f"{path}: no time stamps tell how many steps a second has; set fps.")

@@ -100,7 +100,7 @@ def read_npz(
     times = None
     if found_times := _key(arrays, "timestamps"):
         times = matrix(arrays[found_times].reshape(-1, 1), f"{path}: {found_times}", np.float64)[:, 0]
-    images = {key[7:]: arrays[key] for key in arrays if _is_picture(key)}
+    images = {key[7:]: arrays[key] for key in arrays if _is_picture(key, cameras)}
     for name, frames in images.items():
         if not is_pictures(frames):
             raise DataError(
@@ -108,7 +108,8 @@ def read_npz(
                 "so, or leave the camera out of cameras."
             )
     if missing := [name for name in cameras or () if name not in images]:
-        raise DataError(f"{path}: there are no images of {missing[0]}; cameras: {', '.join(images) or 'none'}.")
+        there = ", ".join(key[7:] for key in arrays if _is_picture(key, None))
+        raise DataError(f"{path}: there are no images of {missing[0]}; cameras: {there or 'none'}.")
     _check_lengths(path, {"timestamps": times} | {f"images of {k}": v for k, v in images.items()}, len(actions))
 
     edges, single = _edges(path, arrays.get("episode_ends"), len(actions))
@@ -172,13 +173,11 @@ def _load(path: Path, wanted: set[str], cameras: Sequence[str] | None) -> dict[s
     """Arrays of an archive that are used, by key; other ones may be of any kind."""
     used = wanted | {"timestamps", "episode_ends", "task", "tasks", "fps", "robot", "state_names", "action_names"}
     used |= {key.removesuffix("s") for key in (*wanted & set(FIRST), "timestamps")}
-
-    def is_used(key: str) -> bool:
-        return key in used or (_is_picture(key) and (cameras is None or key[7:] in cameras))
-
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] if is_used(key) else np.zeros(0) for key in archive.files}
+            return {
+                key: archive[key] if key in used or _is_picture(key, cameras) else np.zeros(0) for key in archive.files
+            }
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; correct the path.") from None
     except OSError as e:
@@ -232,8 +231,8 @@ def _edges(path: Path, ends: NDArray[Any] | None, steps: int) -> tuple[list[slic
     return [slice(first, last) for first, last in itertools.pairwise(edges)], False
 
 
-def _is_picture(key: str) -> bool:
-    return key.startswith(("images/", "images.")) and len(key) > 7
+def _is_picture(key: str, cameras: Sequence[str] | None) -> bool:
+    return key.startswith(("images/", "images.")) and (cameras is None or key[7:] in cameras)
 
 
 # ---------------------------------------------------------------- CSV

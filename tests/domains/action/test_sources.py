@@ -1,0 +1,178 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from vertebra.domains.action import lerobot
+from vertebra.domains.action.episodes import Demonstrations, Episode
+from vertebra.domains.action.sources import find_demonstrations, read_demonstrations
+from vertebra.domains.action.tables import ColumnMap, write_csv, write_npz
+from vertebra.errors import ConfigError, DataError
+
+
+def made(name="a", steps=4, fps=10.0, dims=2):
+    return Episode(
+        name=name,
+        states=np.ones((steps, 3), np.float32),
+        actions=np.zeros((steps, dims), np.float32),
+        times=np.arange(steps) / fps,
+    )
+
+
+def put(folder, *names, **options):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write = write_npz if path.suffix == ".npz" else lambda path, episode: write_csv(path, [episode])
+        write(path, made(path.stem, **options))
+
+
+def names(found):
+    return [episode.name for episode in found.episodes]
+
+
+@pytest.fixture
+def no_lerobot(monkeypatch):
+    """Two folders called robot_... that a stand-in reads, and what it was asked for."""
+    asked = []
+
+    def read(folder, **options):
+        asked.append(options)
+        episodes = tuple(dataclasses.replace(made(f"episode_{i}"), source=str(folder)) for i in range(3))
+        return Demonstrations(
+            episodes=episodes,
+            fps=10.0,
+            state_names=("state_0", "state_1", "state_2"),
+            action_names=("action_0", "action_1"),
+            robot="arm",
+            splits={"train": (0, 1), "val": (2,)},
+        )
+
+    monkeypatch.setattr(lerobot, "is_lerobot", lambda folder: folder.name.startswith("robot_"))
+    monkeypatch.setattr(lerobot, "read_lerobot", read)
+    return asked
+
+
+def test_a_folder_is_searched_in_order(tmp_path):
+    put(tmp_path, "ep10.npz", "ep9.NPZ".lower(), "sub/more.csv", ".hidden.npz")
+    (tmp_path / "notes.txt").write_text("no demonstration")
+    found = read_demonstrations([tmp_path])
+    assert names(found) == ["ep9", "ep10", "more"]
+    assert (found.fps, len(found.state_names), found.left_out) == (10, 3, ())
+    assert found.episodes[0].source == str(tmp_path / "ep9.npz")
+    assert names(read_demonstrations([tmp_path, tmp_path / "ep9.npz", str(tmp_path / "sub" / ".." / "ep10.npz")])) == [
+        "ep9", "ep10", "more",
+    ]  # each once  # fmt: skip
+    assert names(read_demonstrations([tmp_path], limit=2)) == ["ep9", "ep10"]
+
+
+def test_the_same_name_twice_is_told_by_its_path(tmp_path):
+    put(tmp_path, "x/a.npz", "y/a.npz", "y/b.npz")
+    write_csv(tmp_path / "y" / "all.csv", [made("a"), made("c")])
+    found = read_demonstrations([tmp_path / "x", tmp_path / "y"])
+    assert names(found) == ["x/a.npz", "y/a.npz", "y/all.csv/a", "c", "b"]
+
+
+def test_bad_files_are_left_out(tmp_path):
+    put(tmp_path, "a.npz", "c.npz")
+    (tmp_path / "b.csv").write_bytes(b"")
+    (tmp_path / "d.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:-100])
+    found = read_demonstrations([tmp_path])
+    assert names(found) == ["a", "c"]
+    assert [str(note) for note in found.left_out] == [
+        f"{tmp_path / 'b.csv'}: the file is empty; copy or export it again.",
+        f"{tmp_path / 'd.npz'}: is no archive of plain arrays, or is empty, damaged or cut short; write it with "
+        "numpy.savez.",
+    ]
+    with pytest.raises(DataError, match=r"b\.csv: the file is empty; copy or export it again\.$"):
+        read_demonstrations([tmp_path / "b.csv", tmp_path / "d.npz"])
+
+
+def test_files_must_agree(tmp_path):
+    put(tmp_path, "a.npz")
+    put(tmp_path, "fast.csv", fps=20.0)
+    put(tmp_path, "nearly.csv", fps=10.04)
+    put(tmp_path, "wide.npz", dims=3)
+    a = tmp_path / "a.npz"
+    with pytest.raises(
+        DataError, match=r"a\.npz and .*wide\.npz: action_names differ, action_0, action_1 and action_0,"
+    ):
+        read_demonstrations([a, tmp_path / "wide.npz"])
+    with pytest.raises(DataError, match=r"a\.npz and .*fast\.csv: steps a second differ, 10 and 20; set fps\.$"):
+        read_demonstrations([a, tmp_path / "fast.csv"])
+    assert read_demonstrations([a, tmp_path / "nearly.csv"]).fps == 10
+    assert read_demonstrations([a, tmp_path / "fast.csv"], fps=5).fps == 5
+
+
+def test_what_is_no_demonstration(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "plain").write_bytes(b"")
+    kinds = r"a LeRobot folder \(with meta/info\.json\), or files \.npz, \.csv, \.tsv, \.hdf5, \.h5\."
+    for name, match in (
+        ("a.parquet", f"'.parquet' is not a kind of file that is read; give {kinds}"),
+        ("plain", "'no ending' is not a kind of file"),
+        ("absent.npz", "there is no such file or folder; correct the path"),
+        ("", f"no demonstrations are in this folder; give {kinds}"),
+    ):
+        with pytest.raises(DataError, match=match):
+            read_demonstrations([tmp_path / name])
+    with pytest.raises(ConfigError, match="no demonstrations are given; give a LeRobot folder"):
+        read_demonstrations([])
+    for options, match in (({"limit": 0}, "limit must be at least 1"), ({"fps": 0}, "fps must be above 0")):
+        with pytest.raises(ConfigError, match=match):
+            read_demonstrations([tmp_path], **options)
+
+
+def test_names_of_arrays_and_columns_are_passed_on(tmp_path):
+    np.savez(tmp_path / "a.npz", q=np.ones((3, 2)), u=np.zeros((3, 2)), **{"images/top": np.zeros((3, 2, 2, 3), "u1")})
+    (tmp_path / "b.csv").write_text("t,q_0,q_1,u_0,u_1\n0,1,1,0,0\n0.1,1,1,0,0\n")
+    both = [tmp_path / "a.npz", tmp_path / "b.csv"]
+    found = read_demonstrations(both, state="q", action="u", fps=10, cameras=[], columns=ColumnMap(time="t"))
+    assert names(found) == ["a", "b"]
+    assert (found.state_names, found.action_names) == (("q_0", "q_1"), ("u_0", "u_1"))
+    found = read_demonstrations(both[1:], state=["q_1"], action="u", columns=ColumnMap(time="t", state="nothing"))
+    assert found.state_names == ("q_1",)
+    assert list(read_demonstrations(both[:1], state=["q"], action="u", fps=10).episodes[0].images) == ["top"]
+
+
+def test_lerobot_folders_are_found_and_joined(tmp_path, no_lerobot):
+    for name in ("robot_1", "robot_2"):
+        (tmp_path / name).mkdir()
+    put(tmp_path, "robot_1/inside.npz")  # not looked at
+    assert find_demonstrations([tmp_path]) == [tmp_path / "robot_1", tmp_path / "robot_2"]
+    found = read_demonstrations([tmp_path])
+    assert names(found) == [f"robot_{k}/episode_{i}" for k in (1, 2) for i in range(3)]
+    assert found.splits == {"train": (0, 1, 3, 4), "val": (2, 5)}
+    assert (found.robot, found.left_out) == ("arm", ())
+    assert no_lerobot[0] == {
+        "state": "observation.state", "action": "action", "cameras": None, "extra_state": (), "limit": None,
+    }  # fmt: skip
+    found = read_demonstrations([tmp_path], state=["q", "force"], action="u", cameras=["top"], fps=5, limit=5)
+    assert found.splits == {"train": (0, 1, 3, 4), "val": (2,)}
+    assert found.fps == 5
+    assert no_lerobot[-1] == {
+        "state": "q", "action": "u", "cameras": ("top",), "extra_state": ("force",), "limit": 2,
+    }  # fmt: skip
+
+
+def test_splits_of_some_files_alone_are_not_used(tmp_path, no_lerobot):
+    (tmp_path / "robot_1").mkdir()
+    put(tmp_path, "a.npz")
+    found = read_demonstrations([tmp_path])
+    assert len(found.episodes) == 4
+    assert (found.splits, found.robot) == ({}, "")
+    assert str(found.left_out[0]) == (
+        f"{tmp_path / 'a.npz'}: tells no splits; those of the other files are not used either."
+    )
+
+
+def test_hdf5_is_read_too(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="needs the extra hdf5")
+    for name in ("a.hdf5", "b.h5"):
+        with h5py.File(tmp_path / name, "w") as file:
+            for i in (0, 1):
+                file[f"data/demo_{i}/actions"] = np.zeros((3, 2))
+                file[f"data/demo_{i}/obs/object"] = np.zeros((3, 2))
+    found = read_demonstrations([tmp_path], limit=3)
+    assert names(found) == ["a.hdf5/demo_0", "demo_1", "b.h5/demo_0"]
+    assert found.fps == 20
