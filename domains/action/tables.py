@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -39,7 +39,7 @@ class ColumnMap:
     """Which columns of a table mean what.
 
     State and action are told by names of columns, or by what these begin with: ``state`` for ``state_0``, ``state.x``,
-    ``state[1]`` and ``state2``. The dimension of the column ``state.x`` is called ``x``.
+    ``state[1]`` and ``state2``; the dimension of ``state.x`` is then called ``x``.
 
     Args:
         time: Seconds. A table may lack it where it is called as here; so with ``episode``, ``state`` and ``task``.
@@ -265,7 +265,7 @@ def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float |
         raise DataError(f"{path}, line 1: there are two columns {doubled[0]!r}; rename one.")
     time, episode, task = (_optional(path, header, columns, what) for what in ("time", "episode", "task"))
     actions = _columns(path, header, columns.action, {time, episode, task})
-    states = []
+    states: dict[int, str] = {}
     if columns.state != ColumnMap.state or any(_begins(name, "state") for name in header):
         states = _columns(path, header, columns.state, {time, episode, task, *actions})
     first_number = int(time is not None)
@@ -292,9 +292,8 @@ def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float |
                 table.tasks[own],
             )
         )
-    action_names = tuple(_name(header[i], columns.action) for i in actions)
-    state_names = tuple(_name(header[i], columns.state) for i in states)
-    return assemble(path, parts, state_names or stand_in(action_names), action_names, fps, "", left)
+    action_names = tuple(actions.values())
+    return assemble(path, parts, tuple(states.values()) or stand_in(action_names), action_names, fps, "", left)
 
 
 def write_csv(
@@ -454,25 +453,25 @@ def _begins(column: str, wanted: str) -> bool:
     return len(behind) < len(column) and (not wanted[-1:].isalnum() or not behind[:1].isalpha())
 
 
-def _columns(path: Path, header: list[str], wanted: str | Sequence[str], taken: set[int | None]) -> list[int]:
-    """Places of columns given by name, or by what they begin with."""
-    found: list[int] = []
+def _columns(
+    path: Path, header: list[str], wanted: str | Sequence[str], taken: Container[int | None]
+) -> dict[int, str]:
+    """Columns given by name, or by what they begin with: names of the dimensions by place."""
+    found: dict[int, str] = {}
     for name in (wanted,) if isinstance(wanted, str) else wanted:
-        own = [header.index(name)] if name in header else [i for i, one in enumerate(header) if _begins(one, name)]
-        own = [i for i in own if i not in taken and i not in found]
+        own = {i: one for i, one in enumerate(header) if one == name}
+        own = own or {i: _behind(one, name) for i, one in enumerate(header) if _begins(one, name)}
+        own = {i: one for i, one in own.items() if i not in taken and i not in found}
         if not own:
             raise DataError(
-                f"{path}: no column is called {name!r} or begins so; columns: {', '.join(header)}. Say which are the "
-                "state and the action."
+                f"{path}: no free column is called {name!r} or begins so; columns: {', '.join(header)}. Say which are "
+                "the state and the action."
             )
-        found += own
+        found |= own
     return found
 
 
-def _name(column: str, wanted: str | Sequence[str]) -> str:
-    """Name of a dimension: what is behind the dot, unless it is a mere number."""
-    for name in (wanted,) if isinstance(wanted, str) else wanted:
-        behind = column.removeprefix(name.removesuffix(".") + ".")
-        if behind != column and not behind.isdigit():
-            return behind or column
-    return column
+def _behind(column: str, wanted: str) -> str:
+    """What is behind the dot, unless it is a mere number."""
+    behind = column.removeprefix(wanted.removesuffix(".") + ".")
+    return column if behind.isdigit() or not behind else behind

@@ -215,20 +215,20 @@ def test_columns_are_told_by_name_or_beginning(tmp_path):
         DataError, match=r"log\.csv: a: line 2 must have a finite number in the column 'goal', got 'pick'"
     ):
         read_csv(path, columns=dataclasses.replace(mixed, task=""))
-    found = read_csv(path, columns=dataclasses.replace(columns, state=("obs.q2", "cmd_10"), action=("cmd",)))
-    assert found.state_names == ("obs.q2", "cmd_10")
-    assert found.action_names == ("cmd_10", "cmd_2")
+    found = read_csv(path, columns=dataclasses.replace(columns, state=("obs.q2", "obs"), action=("cmd_2", "cmd")))
+    assert found.state_names == ("obs.q2", "q1")
+    assert found.action_names == ("cmd_2", "cmd_10")
 
 
 @pytest.mark.parametrize(
     ("columns", "match"),
     [
-        (ColumnMap(), "no column is called 'action' or begins so; columns: t, obs.q, stated, cmd. Say which"),
+        (ColumnMap(), "no free column is called 'action' or begins so; columns: t, obs.q, stated, cmd. Say which"),
         (ColumnMap(action="cmd", state="state"), None),
-        (ColumnMap(action="cmd", state="states"), "no column is called 'states' or begins so"),
+        (ColumnMap(action="cmd", state="states"), "no free column is called 'states' or begins so"),
         (ColumnMap(action="cmd", time="time"), "there is no column 'time' for the time"),
-        (ColumnMap(action=("cmd", "grip")), "no column is called 'grip'"),
-        (ColumnMap(action="cmd", state=("cmd",)), "no column is called 'cmd'"),
+        (ColumnMap(action=("cmd", "grip")), "no free column is called 'grip'"),
+        (ColumnMap(action="cmd", state=("cmd",)), "no free column is called 'cmd'"),
     ],
 )
 def test_columns_that_are_not_there(tmp_path, columns, match):
@@ -291,7 +291,7 @@ def test_a_cut_table_loses_its_last_episode(tmp_path):
         ("action\n1\n".encode("utf-16-le"), "holds binary data"),
         (b"action,state,action\n1,2,3\n", "line 1: there are two columns 'action'"),
         (b'"action\n1\n', "line 1: this is not a row of a table"),
-        (b"1,2,3\n1,2,3\n", "no column is called 'action'"),
+        (b"1,2,3\n1,2,3\n", "no free column is called 'action'"),
     ],
 )
 def test_files_that_are_no_tables(tmp_path, data, match):
