@@ -9,19 +9,15 @@ Shapes: any leading dimensions ``...``; T steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vertebra.errors import ConfigError, DataError, ShapeError, UnknownNameError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 Doubles = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -276,22 +272,25 @@ class KinematicArm:
 
     Args:
         fps: Steps a second.
-        kind: What is to be done: ``reach`` (fingertips to the goal) or ``pick`` (the block to the goal).
         noise: Standard deviation of the sensors.
     """
 
-    def __init__(self, *, fps: float = 20.0, kind: str = "pick", noise: float = NOISE) -> None:
-        if kind not in KINDS:
-            raise UnknownNameError("kind of episode", kind, KINDS)
+    def __init__(self, *, fps: float = 20.0, noise: float = NOISE) -> None:
         if not fps > 0:
             raise ConfigError(f"KinematicArm: fps must be above 0, got {fps}.")
-        self.fps, self.kind, self.noise = fps, kind, noise
+        self.fps, self.noise = fps, noise
         self.reset(0)
 
-    def reset(self, seed: int, split: str = "test") -> Floats:
-        """Begin a scene of a split, and return what the sensors say."""
-        rng = np.random.default_rng([seed, SPLITS.index(split) if split in SPLITS else 0])
-        return self.place(draw_scene(rng, split, self.kind), rng)
+    def reset(self, seed: int, split: str = "test", kind: str = "pick") -> Floats:
+        """Begin a scene of a split, and return what the sensors say.
+
+        Args:
+            seed: Seed of the scene and of the sensors' noise.
+            split: As in :func:`draw_scene`.
+            kind: ``reach`` (the fingertips belong at the goal) or ``pick`` (the block does).
+        """
+        rng = np.random.default_rng([seed, *split.encode()])
+        return self.place(draw_scene(rng, split, kind), rng)
 
     def place(self, scene: Scene, rng: np.random.Generator | None = None) -> Floats:
         """Begin a given scene, and return what the sensors say.

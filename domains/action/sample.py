@@ -150,7 +150,7 @@ def _plan(scene: Scene, poses: NDArray[np.float64], fps: float, pace: float) -> 
 def _play(
     scene: Scene, plan: NDArray[np.float64], rng: np.random.Generator, fps: float, camera: bool, disturb: float
 ) -> Episode:
-    arm = KinematicArm(fps=fps, kind=scene.kind)
+    arm = KinematicArm(fps=fps)
     states, frames = [arm.place(scene, rng)], []
     off = np.zeros(JOINTS)
     moves = np.abs(np.diff(plan[:, :JOINTS], axis=0, prepend=scene.joints[None])).max(1) > 0

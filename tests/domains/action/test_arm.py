@@ -176,7 +176,7 @@ def test_unknown_split_and_kind():
     with pytest.raises(UnknownNameError, match="unknown split 'tset'"):
         KinematicArm().reset(0, "tset")
     with pytest.raises(UnknownNameError, match="unknown kind of episode 'push'"):
-        KinematicArm(kind="push")
+        KinematicArm().reset(0, "test", "push")
     with pytest.raises(ConfigError, match="fps must be above 0, got 0"):
         KinematicArm(fps=0)
 
@@ -184,8 +184,8 @@ def test_unknown_split_and_kind():
 # ---------------------------------------------------------------- the simulator
 
 
-def begun(kind="pick", **options):
-    simulated = KinematicArm(kind=kind, noise=0, **options)
+def begun(kind="pick"):
+    simulated = KinematicArm(noise=0)
     simulated.place(Scene(kind, HOME, BLOCK, GOAL))
     return simulated
 
@@ -199,6 +199,9 @@ def test_reset_is_of_its_seed():
     assert np.abs(first - other).max() > 0.01
     assert not np.array_equal(simulated.reset(3, "train"), first)
     assert arm.split_of(*simulated.block[:2]) == "train"
+    simulated.reset(3, "val", "reach")
+    assert arm.split_of(*simulated.goal[:2]) == "val"
+    np.testing.assert_array_equal(simulated.block, simulated.goal)
 
 
 def test_joints_go_no_faster_than_they_can_and_stop_at_their_limits():
@@ -297,7 +300,7 @@ def test_a_dropped_block_falls_to_the_table():
 
 def test_reach():
     target = np.array([0.5, 0.1, 0.3])
-    simulated = KinematicArm(kind="reach", noise=0)
+    simulated = KinematicArm(noise=0)
     simulated.place(Scene("reach", HOME, target, target))
     assert not simulated.succeeded
     for action in walk((np.add(target, [0, 0, 0.015]), 0)):
