@@ -32,7 +32,7 @@ BLOCK = 0.05
 """Side of the block in metres."""
 BEHIND, ROUND = 0.06, 0.08
 """Distances from the block's centre, in metres, of the place to push from and of the way there."""
-CLOSE_BY = 0.008
+CLOSE_BY = 0.015
 """Metres from the goal at which a pushed block is left alone."""
 
 
