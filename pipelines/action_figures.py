@@ -50,7 +50,7 @@ def reconstruction_figure(
         ShapeError: An array, or a list, is not for D joints.
     """
     if not pieces:
-        raise ConfigError("reconstruction_figure: must have a chunk to draw, got none.")
+        raise ConfigError("reconstruction_figure: must have a chunk to draw, got none; give at least one.")
     dims = len(names)
     units = list(units) or [""] * dims
     for values in [*(piece for _, piece in pieces), *([] if original is None else [original])]:
