@@ -1,4 +1,4 @@
-"""Demonstrations from whatever a user has: LeRobot folders, HDF5, NumPy archives, tables, or folders of them."""
+"""Demonstrations from whatever a user has: folders of LeRobot and CALVIN, HDF5, NumPy archives, tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vertebra.domains.action.calvin import is_calvin, read_calvin
 from vertebra.domains.action.episodes import Demonstrations, Episode, LeftOut
 from vertebra.domains.action.hdf5 import read_hdf5
 from vertebra.domains.action.reading import by_number, check_rate, refused
@@ -19,7 +20,7 @@ TABLE_ENDINGS = (".csv", ".tsv")
 ENDINGS = (".npz", *TABLE_ENDINGS, *HDF5_ENDINGS)
 """Endings, in lower case, of the files that are read."""
 
-_READ = f"a LeRobot folder (with meta/info.json), or files {', '.join(ENDINGS)}"
+_READ = f"a folder of LeRobot (with meta/info.json) or CALVIN, or files {', '.join(ENDINGS)}"
 _SAME_RATE = 0.01  # share by which steps a second of files may differ
 
 
@@ -39,10 +40,11 @@ def read_demonstrations(
     the path of its file too.
 
     Args:
-        paths: LeRobot folders, files .npz, .csv, .tsv, .hdf5 or .h5, or folders that are searched for all these.
+        paths: Folders of LeRobot or CALVIN, files .npz, .csv, .tsv, .hdf5 or .h5, or folders that are searched for all
+            these.
         fps: Steps a second; None for what the files tell.
-        state: Names of what makes the state: features (LeRobot), observations (HDF5), keys (npz), or columns (CSV;
-            also what they begin with). None for the usual ones.
+        state: Names of what makes the state: features (LeRobot), observations (HDF5), keys (npz, CALVIN), or columns
+            (CSV; also what they begin with). None for the usual ones.
         action: Name of the actions, likewise.
         cameras: Names of the cameras; None for all.
         columns: Which columns of a CSV mean what; ``state`` and ``action`` go before.
@@ -66,6 +68,15 @@ def read_demonstrations(
 
     def read(place: Path, most: int | None) -> Demonstrations:
         ending = place.suffix.lower()
+        if place.is_dir() and is_calvin(place):
+            return read_calvin(
+                place,
+                state=keys or ("robot_obs",),
+                action=action or "rel_actions",
+                cameras=cameras,
+                fps=fps,
+                limit=most,
+            )
         if place.is_dir():
             from vertebra.domains.action.lerobot import read_lerobot
 
@@ -103,20 +114,18 @@ def read_demonstrations(
 
 
 def find_demonstrations(paths: Sequence[str | Path]) -> list[Path]:
-    """List the LeRobot folders and files among files and folders, each once; numbers in names are sorted as such.
+    """List what can be read among files and folders, each once; numbers in names are sorted as such.
 
     Raises:
         ConfigError: There is no path.
         DataError: A path does not exist or is of another kind, or nothing that can be read is in a folder.
     """
-    from vertebra.domains.action.lerobot import is_lerobot
-
     if not paths:
         raise ConfigError(f"no demonstrations are given; give {_READ}.")
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [path] if is_lerobot(path) else _search(path)
+            inside = [path] if _is_set(path) else _search(path)
             if not inside:
                 raise DataError(f"{path}: no demonstrations are in this folder; give {_READ}.")
         elif not path.exists():
@@ -130,15 +139,19 @@ def find_demonstrations(paths: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _search(folder: Path) -> list[Path]:
+def _is_set(folder: Path) -> bool:
     from vertebra.domains.action.lerobot import is_lerobot
 
+    return is_lerobot(folder) or is_calvin(folder)
+
+
+def _search(folder: Path) -> list[Path]:
     found: list[Path] = []
     for path in sorted(folder.iterdir(), key=lambda p: by_number(p.name)):
         if path.name.startswith("."):  # also what macOS puts beside files
             continue
         if path.is_dir():
-            found += [path] if is_lerobot(path) else _search(path)
+            found += [path] if _is_set(path) else _search(path)
         elif path.suffix.lower() in ENDINGS:
             found.append(path)
     return found

@@ -107,7 +107,7 @@ def test_files_must_agree(tmp_path):
 def test_what_is_no_demonstration(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"")
     (tmp_path / "plain").write_bytes(b"")
-    kinds = r"a LeRobot folder \(with meta/info\.json\), or files \.npz, \.csv, \.tsv, \.hdf5, \.h5\."
+    kinds = r"a folder of LeRobot \(with meta/info\.json\) or CALVIN, or files \.npz, \.csv, \.tsv, \.hdf5, \.h5\."
     for name, match in (
         ("a.parquet", f"'.parquet' is not a kind of file that is read; give {kinds}"),
         ("plain", "'no ending' is not a kind of file"),
@@ -116,7 +116,7 @@ def test_what_is_no_demonstration(tmp_path):
     ):
         with pytest.raises(DataError, match=match):
             read_demonstrations([tmp_path / name])
-    with pytest.raises(ConfigError, match="no demonstrations are given; give a LeRobot folder"):
+    with pytest.raises(ConfigError, match="no demonstrations are given; give a folder of LeRobot"):
         read_demonstrations([])
     for options, match in (({"limit": 0}, "limit must be at least 1"), ({"fps": 0}, "fps must be above 0")):
         with pytest.raises(ConfigError, match=match):
@@ -164,6 +164,21 @@ def test_splits_of_some_files_alone_are_not_used(tmp_path, no_lerobot):
     assert str(found.left_out[0]) == (
         f"{tmp_path / 'a.npz'}: tells no splits; those of the other files are not used either."
     )
+
+
+def test_calvin_is_read_too(tmp_path):
+    for name, first in (("training", 0), ("validation", 5)):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "ep_start_end_ids.npy", [[first, first + 2]])
+        for i in range(first, first + 3):
+            arrays = {"robot_obs": np.zeros(15), "rel_actions": np.zeros(7), "scene_obs": np.zeros(24)}
+            np.savez(tmp_path / name / f"episode_{i:07d}.npz", **arrays)
+    found = read_demonstrations([tmp_path])
+    assert names(found) == ["episode_0000000", "episode_0000005"]
+    assert found.splits == {"train": (0,), "val": (1,)}
+    assert (found.fps, found.action_names[-1]) == (30, "gripper")
+    found = read_demonstrations([tmp_path / "training"], state="scene_obs", action="robot_obs", fps=15, limit=1)
+    assert (found.fps, found.state_names[-1], found.action_names[6]) == (15, "scene_obs_23", "gripper_width")
 
 
 def test_hdf5_is_read_too(tmp_path):
