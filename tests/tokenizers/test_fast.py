@@ -190,6 +190,21 @@ def test_coefficients_beyond_those_seen_are_cut_off_and_counted():
     assert (made[:, :, 0] - values[:, :, 0]).abs().max() < 0.3
 
 
+def test_numbers_beyond_all_measure_are_cut_off_on_their_side():
+    values = torch.full((1, 16, 3), 1e30)
+    assert FITTED.coefficients(values).max() == 2**53
+    assert (FITTED.decode(FITTED.encode(values)).mean(1) > 0.5).all()
+    assert (FITTED.decode(FITTED.encode(-values)).mean(1) < -0.5).all()
+
+
+def test_two_merges_may_make_one_token():
+    facts = {"low": [-1], "high": [1], "minimum": 0, "longest": 5}
+    model = '{"alphabet": 2, "merges": [[0, 0], [2, 0], [0, 2], [1, 1]]}'
+    tokenizer = FASTTokenizer(horizon=5, dims=1, model=model, **facts)
+    assert tokenizer.is_valid(torch.tensor([[3, 4], [3, 2]])).tolist() == [True, True]  # 000 11, 000 00
+    assert tokenizer.is_valid(torch.tensor([[3, 3], [4, 5]])).tolist() == [False, False]
+
+
 def test_a_dimension_that_never_moves_comes_back_exactly():
     values = chunks()
     values[:, :, 1] = 0.3
