@@ -122,7 +122,7 @@ class TokenizeActions(Pipeline):
         if figures < 0:
             raise ConfigError(f"{self.name}: figures must be 0 or more, got {figures}.")
         self.columns = {"grippers": _listed(gripper), "angles": _listed(angles), "quaternions": _listed(quaternions)}
-        self.units = _listed(units)
+        self.units = tuple(units.split(",") if isinstance(units, str) and units else units)
         self.state, self.action, self.fps = state, action, fps
         self.steps_per_second, self.figures = steps_per_second, figures
         self.relative: tuple[int, ...] = ()
@@ -271,11 +271,13 @@ class TokenizeActions(Pipeline):
     def _of_one_kind(self, items: list[Item], bad: Bad) -> Iterator[Item]:
         """Yield the items of one robot, each with a name of its own."""
         seen: Counter[str] = Counter()
+        first: Item | None = None
         for item in items:
-            if rule := self._stranger(item.data, items[0]):
+            if rule := self._stranger(item.data, first or item):
                 advice = "give the states too" if "relative" in rule else "run it apart"
                 bad(BadRecord(file=item.file, record=item.record, line=None, rule=rule, advice=advice))
                 continue
+            first = first or item
             seen[item.record] += 1
             again = seen[item.record]
             yield item if again == 1 else dataclasses.replace(item, record=f"{item.record}.{again}")
@@ -329,7 +331,7 @@ class TokenizeActions(Pipeline):
                 f"{self.name}: units must be one for all or one for each of {len(names)} columns, got "
                 f"{len(self.units)}; columns: {', '.join(names)}."
             )
-        return tuple(str(unit) for unit in (self.units * len(names) if len(self.units) == 1 else self.units))
+        return tuple(unit.strip() for unit in (self.units * len(names) if len(self.units) == 1 else self.units))
 
     # ---------------------------------------------------------------- both directions
 

@@ -10,6 +10,7 @@ import torch
 from vertebra.backbones.base import create_backbone
 from vertebra.cli import main
 from vertebra.domains.action.episodes import windows
+from vertebra.domains.action.lerobot import write_lerobot
 from vertebra.domains.action.sources import read_demonstrations
 from vertebra.domains.action.spec import ActionSpec
 from vertebra.domains.model import DomainModel
@@ -69,11 +70,11 @@ def test_what_is_written_and_its_measures(text, sample, tmp_path):
     if text.startswith("fast"):
         pytest.importorskip("tokenizers", reason="FAST needs the package tokenizers")
     out = tmp_path / "new" / "tokens.npz"
-    work = pipeline("action/tokenize", tokenizer=text, gripper="gripper", units="rad,rad,")
+    work = pipeline("action/tokenize", tokenizer=text, gripper="gripper", units="rad,rad")
     with pytest.raises(ConfigError, match=r"^action/tokenize: units must be one for all or one for each of 3 columns"):
         work.run([sample], out)
     assert not out.exists()
-    units = ("rad", "rad", "")
+    units = ("rad", "rad", "") if text == "bspline" else "rad, rad,"
     work = pipeline("action/tokenize", tokenizer=text, gripper="gripper", units=units, figures=0)
     result = work.run([sample], out)
     assert (result.good, result.bad) == (3, 0)
@@ -341,6 +342,26 @@ def test_a_model_s_tokenizer_and_what_its_actions_are_relative_to(tmp_path):
         pipeline("action/tokenize", model)
 
 
+def test_an_enforced_start_of_relative_actions(tmp_path):
+    """The start is told relative to the same state as the chunk."""
+    actions = motion(40)[:, :2]
+    chunks = (actions.reshape(4, 10, 2) - actions[::10, None]).astype(np.float32)
+    tokenizer = make_action_tokenizer("bspline,num_basis=8,initial=fit,velocity=true", horizon=10, dims=2)
+    tokenizer = tokenizer.fit(torch.from_numpy(chunks))
+    spec = ActionSpec(
+        tokenizer=tokenizer.to_dict(), fps=FPS, state_names=NAMES[:2], action_names=NAMES[:2], state_mean=(0, 0),
+        state_std=(1, 1), positions=(0, 1), relative=(0, 1),
+    )  # fmt: skip
+    path = write(tmp_path / "a.npz", actions, NAMES[:2])
+    (one,) = pipeline("action/tokenize", Told(create_backbone("illama_test"), spec))(path)
+    decoded = one.tokens.decode()
+    np.testing.assert_allclose(decoded[1:, 0], decoded[:-1, -1], atol=1e-6)
+    moved = decoded[:-1, -1] - decoded[:-1, -2]
+    np.testing.assert_allclose(one.tokens.origins[1:, 1], moved, atol=1e-6)
+    np.testing.assert_allclose(one.tokens.origins[1:, 0] + actions[10::10], decoded[:-1, -1], atol=1e-6)
+    assert np.abs(decoded.reshape(40, 2) - actions).mean() < 0.05
+
+
 def test_every_call_learns_its_own_bounds():
     work = pipeline("action/tokenize", tokenizer="binning")
     small, large = work(motion(40)), work(10 * motion(40))
@@ -419,6 +440,25 @@ def test_repeated_and_missing_frames_are_mended_and_noted(tmp_path):
     assert any("2 frames are missing" in note for note in summary["notes"])
     (back,) = pipeline("action/tokenize")(out)
     np.testing.assert_allclose(back.value[:, :2], actions[:, :2], atol=0.02)
+
+
+def test_the_first_file_may_be_the_stranger(sample, tmp_path):
+    given = tmp_path / "train.npz"
+    pipeline("action/tokenize", figures=0).run([sample], given)
+    path = write(tmp_path / "other.npz", motion()[:, :2], NAMES[:2])
+    result = pipeline("action/tokenize", tokenizer=str(given), figures=0).run([path, sample], tmp_path / "o.npz")
+    assert (result.good, result.bad) == (3, 1)
+
+
+def test_lerobot_folders(sample, tmp_path):
+    found = read_demonstrations([sample])
+    write_lerobot(tmp_path / "set", found)
+    for inputs, out in ((sample, "a.npz"), (tmp_path / "set", "b.npz")):
+        assert pipeline("action/tokenize", figures=0).run([inputs], tmp_path / out).bad == 0
+    (_, one), (name, other) = read_tokens(tmp_path / "a.npz")[1], read_tokens(tmp_path / "b.npz")[1]
+    assert name == "episode_000001"
+    np.testing.assert_array_equal(one.ids, other.ids)
+    assert (other.names, other.fps) == (NAMES, pytest.approx(FPS))
 
 
 def test_names_are_told_apart(sample, tmp_path):
