@@ -241,6 +241,14 @@ def test_gripper_takes_hold_carries_and_lets_go():
     np.testing.assert_allclose(states[155:, 8:11], np.broadcast_to(GOAL, (45, 3)), atol=1e-3)
 
 
+@pytest.mark.parametrize(("off", "held"), [(0.022, True), (0.028, False)])
+def test_how_near_a_gripper_must_be(off, held):
+    simulated = begun()
+    for action in walk((BLOCK + np.array([0, off, 0]), 0)):
+        simulated.step(action)
+    assert simulated.holds == held
+
+
 def whole(offset=(0, 0, 0), goal=(0, 0, 0), above=0.15):
     """A pick and a place, each off by so much."""
     lift, block, place = np.array([0, 0, above]), BLOCK + offset, GOAL + goal
