@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -70,6 +70,11 @@ class ActionTokenizer(Tokenizer):
     @abstractmethod
     def length(self) -> int:
         """L, tokens of a chunk; the most there can be where it varies."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """Parts of a chunk that each id stands for, (V,); those of a chunk sum to ``length``."""
+        return torch.ones(self.vocab_size, dtype=torch.long)
 
     @property
     @abstractmethod
@@ -254,7 +259,7 @@ def make_action_tokenizer(text: str, *, horizon: int, dims: int, **given: Any) -
     return cls(**{"horizon": horizon, "dims": dims, **arguments})
 
 
-def _tokenizers() -> dict[str, Callable[..., ActionTokenizer] | Any]:
+def _tokenizers() -> dict[str, Any]:
     from vertebra.tokenizers.binning import BinningTokenizer
     from vertebra.tokenizers.bspline import BSplineTokenizer
     from vertebra.tokenizers.fast import FASTTokenizer

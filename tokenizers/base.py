@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
 from vertebra.errors import ConfigError
 
 
@@ -23,11 +20,11 @@ class Tokenizer(ABC):
     fields: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def encode(self, value: Any) -> NDArray[np.int64]:
-        """Map a raw value to ids."""
+    def encode(self, value: Any) -> Any:
+        """Map a raw value to ids, int64: an array; or a tensor, for tokenizers of batches."""
 
     @abstractmethod
-    def decode(self, ids: ArrayLike) -> Any:
+    def decode(self, ids: Any) -> Any:
         """Map ids back to a raw value."""
 
     def to_dict(self) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class BSplineTokenizer(ContinuousTokenizer):
         if levels.ndim != 2 or levels.shape[1] != self.length:
             raise ShapeError(f"BSplineTokenizer: tokens must be (B, {self.length}), got {tuple(levels.shape)}.")
         tables = self._tables(self.horizon, levels)
-        points = torch.addcmul(tables.low, levels.view(-1, self.num_basis, self.dims), tables.step)
+        points = torch.addcmul(tables.low, levels.reshape(-1, self.num_basis, self.dims), tables.step)
         return self.restore(self.curve(points, steps=steps, start=start))
 
     def control_points(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:

@@ -1,0 +1,42 @@
+"""Errors of chunks of actions, by step and by dimension."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ChunkErrors(Metric):
+    """Squared errors of chunks over the steps that exist.
+
+    Args:
+        horizon: Steps T of a chunk.
+        dims: Action dimensions A.
+    """
+
+    higher_is_better = False
+    squares: Tensor
+    steps: Tensor
+
+    def __init__(self, horizon: int, dims: int) -> None:
+        super().__init__()
+        self.add_state("squares", torch.zeros(horizon, dims, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("steps", torch.zeros(horizon, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, actions: Tensor, truth: Tensor, real: Tensor) -> None:
+        """Add actions (B, T, A) and the true ones, where ``real``, bool (B, T)."""
+        self.squares += (((actions - truth) ** 2) * real[:, :, None]).sum(0)
+        self.steps += real.sum(0)
+
+    def compute(self) -> Tensor:
+        """Return the mean squared error over all steps and dimensions."""
+        return (self.squares.sum() / (self.steps.sum() * self.squares.shape[1])).float()
+
+    def by_dimension(self) -> Tensor:
+        """Return the root of the mean squared error of each dimension, (A,), in its unit."""
+        return (self.squares.sum(0) / self.steps.sum()).sqrt()
+
+    def by_step(self) -> Tensor:
+        """Return the root of the mean squared error of each step of a chunk, (T,); 0 for steps that never exist."""
+        return (self.squares.mean(1) / self.steps.clamp_min(1)).sqrt()
