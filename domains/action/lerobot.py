@@ -233,7 +233,7 @@ def _place(folder: Path, info: Mapping[str, Any], numbers: Mapping[str, int], vi
     pattern = info.get(what) or usual[info["major"]]
     try:
         return folder / pattern.format(video_key=video, **numbers)
-    except (LookupError, ValueError, AttributeError) as e:
+    except (LookupError, ValueError, TypeError, AttributeError) as e:
         raise DataError(
             f"{folder / 'meta' / 'info.json'}: {what} is {pattern!r}, which cannot be filled in ({e}); "
             f"expected something like {usual[info['major']]!r}."

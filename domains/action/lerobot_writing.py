@@ -70,7 +70,8 @@ def write_lerobot(folder: Path, demonstrations: Demonstrations, *, version: str 
         The files.
 
     Raises:
-        ConfigError: The folder holds a data set, or a name or split cannot be written.
+        UnknownNameError: There is no such version.
+        ConfigError: The folder holds a data set or cannot be written to, or a name or split cannot be written.
         DataError: There is no episode, or one differs from the others in its dimensions or cameras.
     """
     if version not in VERSIONS:

@@ -21,9 +21,9 @@ from vertebra.errors import DataError, MissingExtraError
 
 Picture = NDArray[np.uint8]
 
-OPEN = 8
+OPEN = 4
 """Videos a process holds open."""
-RECENT = 16
+RECENT = 8
 """Decoded frames an open video keeps, so that a short look back decodes nothing again."""
 AHEAD = 1.0
 """Seconds up to which decoding goes on rather than jumping to a key frame."""
