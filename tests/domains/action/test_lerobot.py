@@ -1,5 +1,4 @@
 import json
-import pickle
 import re
 import shutil
 import sys
@@ -9,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_videos import write_video
 
-from vertebra.domains.action import lerobot_writing, video
+from vertebra.domains.action import lerobot_writing
 from vertebra.domains.action.episodes import Demonstrations, Episode
 from vertebra.domains.action.lerobot import is_lerobot, read_lerobot, write_lerobot
-from vertebra.domains.action.video import EncodedFrames, VideoFrames
+from vertebra.domains.action.video import VideoFrames
 from vertebra.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -454,19 +454,6 @@ def test_pictures_that_are_not_there(tmp_path):
     assert found.left_out[-1].rule == "observation.images.front is empty at step 0"
 
 
-def test_a_damaged_picture(tmp_path):
-    write_lerobot(tmp_path, demonstrations(["front"]))
-    frames = read_lerobot(tmp_path).episodes[0].images["front"]
-    for files in ([frames.files[0], b"no picture"], [frames.files[0], frames.files[1][:60]]):
-        broken = EncodedFrames(files, "set: front")
-        assert broken[-2].shape == (6, 8, 3)
-        with pytest.raises(DataError, match="set: front: the picture of step 1 is damaged"):
-            broken[-1]
-    with pytest.raises(IndexError):
-        frames[5]
-    assert [f.shape for f in frames[3:]] == [(6, 8, 3)] * 2
-
-
 # --- videos ---
 
 
@@ -497,20 +484,6 @@ def as_video(folder, version, absent=()):
 
 def greys(number, step):
     return 40 + 60 * number + 10 * step
-
-
-def write_video(path, values):
-    av = pytest.importorskip("av", reason="the extra 'video' is not installed")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.gop_size = 4
-        for value in values:
-            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), value, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -553,59 +526,6 @@ def test_videos_without_the_extra(tmp_path, monkeypatch):
     path = next(tmp_path.rglob("*.mp4"))
     with pytest.raises(MissingExtraError, match="reading videos needs the package 'av'"):
         VideoFrames(path, np.zeros(1), 0.05)[0]
-
-
-def test_damaged_videos(tmp_path):
-    path = tmp_path / "a.mp4"
-    write_video(path, [50, 60, 70])
-    frames = VideoFrames(path, np.array([0.0, 0.2, 0.4]), 0.05)
-    assert frames[1].mean() == pytest.approx(70, abs=4)
-    with pytest.raises(DataError, match=r"a.mp4: has no frame within 0.050 s of 0.400 s"):
-        frames[2]
-    assert frames[0].mean() == pytest.approx(50, abs=4)  # and goes on
-    short = tmp_path / "b.mp4"
-    short.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"b.mp4: is no video that can be read"):
-        VideoFrames(short, np.zeros(1), 0.05)[0]
-    with pytest.raises(DataError, match=r"c.mp4: is no video that can be read"):
-        VideoFrames(tmp_path / "c.mp4", np.zeros(1), 0.05)[0]
-
-
-def test_frames_are_decoded_once_in_order(tmp_path, monkeypatch):
-    path = tmp_path / "a.mp4"
-    write_video(path, [(7 * i) % 200 for i in range(60)])
-    frames = VideoFrames(path, np.arange(60) / 10, 0.05)
-    frames[0]
-    seeks = []
-    container = video._open(str(path), video.os.getpid()).container
-
-    class Watched:
-        def __getattr__(self, name):
-            return getattr(container, name)
-
-        def seek(self, *args, **kwargs):
-            seeks.append(args)
-            container.seek(*args, **kwargs)
-
-    video._open(str(path), video.os.getpid()).container = Watched()
-    for step in range(60):
-        for back in (2, 1, 0):  # a history of three steps
-            assert frames[max(0, step - back)].mean() == pytest.approx(7 * max(0, step - back) % 200, abs=6)
-    assert not seeks
-    frames[3]
-    assert len(seeks) == 1
-
-
-def test_processes_do_not_share_an_open_video(tmp_path, monkeypatch):
-    path = tmp_path / "a.mp4"
-    write_video(path, [50, 60, 70, 80])
-    frames = VideoFrames(path, np.arange(4) / 10, 0.05)
-    assert frames[0].mean() == pytest.approx(50, abs=4)
-    other = pickle.loads(pickle.dumps(frames))  # the open file does not travel
-    ours = video._open(str(path), video.os.getpid())
-    monkeypatch.setattr(video.os, "getpid", lambda: -1)  # as in a forked worker
-    ours.container.close()
-    assert other[3].mean() == pytest.approx(80, abs=4)
 
 
 # --- real files ---
