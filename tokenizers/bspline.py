@@ -195,8 +195,6 @@ class BSplineTokenizer(ContinuousTokenizer):
         below = (self.vocab_size // 2) / (self.vocab_size - 1)  # the middle is a level, not between two
         low = np.where(still, middle - below * STILL_RANGE * size, low)
         high = np.where(still, middle + (1 - below) * STILL_RANGE * size, high)
-        if self.initial == "fit":
-            low[: self.fixed, self._joints], high[: self.fixed, self._joints] = -1, 1
         return self.replace(low=low.tolist(), high=high.tolist())
 
     def grow(self, chunks: Tensor, start: Tensor | None = None, *, tolerance: float = 1e-4) -> Self:
@@ -271,7 +269,7 @@ class BSplineTokenizer(ContinuousTokenizer):
         if levels.ndim != 2 or levels.shape[1] != self.length:
             raise ShapeError(f"BSplineTokenizer: tokens must be (B, {self.length}), got {tuple(levels.shape)}.")
         tables = self._tables(self.horizon, levels)
-        points = torch.addcmul(tables.low, levels.reshape(-1, self.num_basis, self.dims), tables.step)
+        points = torch.addcmul(tables.low, levels.view(-1, self.num_basis, self.dims), tables.step)
         return self.restore(self.curve(points, steps=steps, start=start))
 
     def control_points(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:
@@ -325,7 +323,8 @@ class BSplineTokenizer(ContinuousTokenizer):
 
     def _head(self, start: Tensor, like: Tensor) -> Tensor:
         """Return the fixed control points (B, F, D) of ``start``."""
-        shape = (len(like), 2, self.dims) if self.velocity else (len(like), self.dims)
+        batch = like.shape[0]  # len() would fix it in an exported program
+        shape = (batch, 2, self.dims) if self.velocity else (batch, self.dims)
         if start.shape != shape:
             what = "position and velocity" if self.velocity else "positions"
             raise ShapeError(f"BSplineTokenizer: start must be {shape}, {what}, got {tuple(start.shape)}.")
@@ -354,10 +353,6 @@ class BSplineTokenizer(ContinuousTokenizer):
         return rows
 
     # ---------------------------------------------------------------- matrices
-
-    @property
-    def _joints(self) -> list[int]:
-        return [column for column in range(self.dims) if column not in self.grippers]
 
     def _tables(self, steps: int, like: Tensor) -> _Tables:
         key = (steps, like.device, like.dtype)

@@ -294,13 +294,15 @@ def test_fitting_the_rest_behind_a_velocity_leaves_the_least_error():
 
 def test_bounds_are_quantiles_and_the_whole_range_of_grippers():
     x = smooth_chunks(500, 20, 2)
-    x[:, :, 1] = 0
+    x[:, :, 1] = torch.rand(500, 1) / 2
     x[7, :, 1] = 1  # once in 500
     made = BSplineTokenizer(20, 2, grippers=[1]).fit(x)
     points = made.control_points(x).numpy()
-    np.testing.assert_allclose(made.low, np.quantile(points, 0.01, axis=0), atol=1e-6)
-    np.testing.assert_allclose(np.array(made.high)[:, 0], np.quantile(points[:, :, 0], 0.99, axis=0), atol=1e-6)
-    np.testing.assert_allclose(np.array(made.high)[:, 1], 1, atol=1e-4)
+    low, high = np.array(made.low), np.array(made.high)
+    np.testing.assert_allclose(low[:, 0], np.quantile(points[:, :, 0], 0.01, axis=0), atol=1e-6)
+    np.testing.assert_allclose(high[:, 0], np.quantile(points[:, :, 0], 0.99, axis=0), atol=1e-6)
+    np.testing.assert_allclose(low[:, 1], x[:, 0, 1].min(), atol=1e-4)
+    np.testing.assert_allclose(high[:, 1], 1, atol=1e-4)
     clipped = made.clipped(x)
     assert clipped.shape == (2,)
     assert clipped[0].item() == pytest.approx(0.02, abs=0.002)
@@ -390,16 +392,27 @@ def test_angles_that_wrap_come_back(initial):
     assert error() > 0.5
 
 
-def test_a_start_on_the_other_side_of_pi_does_not_bend_the_curve():
-    true = torch.linspace(3.0, 3.6, 20).repeat(2, 1)[..., None]
-    wrapped = torch.atan2(true.sin(), true.cos())
-    for initial in ("overwrite", "fit"):
-        made = BSplineTokenizer(20, 1, angles=[0], initial=initial)
-        made = made.fit(torch.cat([wrapped, wrapped + 0.3, wrapped - 0.3]))
-        for start in (torch.full((2, 1), 3.0), torch.full((2, 1), 3.0 - 2 * torch.pi)):
-            back = made.decode(made.encode(wrapped, start), start=start)
-            off = back - true
-            assert torch.atan2(off.sin(), off.cos()).abs().max() < 0.02
+@pytest.mark.parametrize("initial", ["overwrite", "fit"])
+@pytest.mark.parametrize("begin", [3.0, 3.13, 3.15])
+def test_a_start_on_the_other_side_of_pi_does_not_bend_the_curve(initial, begin):
+    bounds = {"low": [[-5.0]] * 10, "high": [[5.0]] * 10}
+    made = BSplineTokenizer(20, 1, vocab_size=1024, angles=[0], initial=initial, **bounds)
+    true = begin + 0.6 * STEPS[None, :, None]
+    x = torch.atan2(true.sin(), true.cos())
+    for at in (begin, 3.135, -3.135, begin - 2 * math.pi):
+        start = torch.tensor([[at]])
+        back = made.decode(made.encode(x, start), start=start)
+        first, rest = back[:, :1] - at, (back - true)[:, 8:]
+        assert torch.atan2(first.sin(), first.cos()).abs() < 1e-5
+        assert torch.atan2(rest.sin(), rest.cos()).abs().max() < 0.02
+
+
+def test_angles_mean_the_same_a_turn_further():
+    x = turning_angles(30)[..., None]
+    for initial in ("free", "fit"):
+        made = BSplineTokenizer(20, 1, angles=[0], initial=initial).fit(x)
+        assert (made.encode(x) - made.encode(x + 2 * torch.pi)).abs().max() <= 1  # ties may round either way
+        assert (made.encode(x) - made.encode(x, x[:, 0] - 2 * torch.pi)).abs().max() <= 1
 
 
 def quaternions(count, steps=20, flips=True):
@@ -474,6 +487,16 @@ def test_tables_made_while_predicting_can_be_used_in_training():
     tokens = torch.rand(1, 30, requires_grad=True)
     made.from_unit(tokens).sum().backward()
     assert tokens.grad.abs().sum() > 0
+
+
+def test_tables_made_while_tracing_are_not_kept(monkeypatch):
+    made = golden_tokenizer()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    made.encode(GOLDEN)
+    assert not made._tables_made
+    monkeypatch.undo()
+    made.encode(GOLDEN)
+    assert len(made._tables_made) == 1
 
 
 def test_autocast_and_half_precision_do_not_round_the_fit():
