@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vertebra.errors import ConfigError, DataError, VertebraError
+from vertebra.pipelines.action_files import read_even
 from vertebra.pipelines.action_results import DecodedActions, TokenizedActions, TokenizerFiles
 from vertebra.pipelines.action_tokens import (
     Floats,
@@ -213,28 +214,14 @@ class TokenizeActions(Pipeline):
 
     def read(self, path: Path, bad: Bad) -> Iterator[Item]:
         """Yield the episodes of a file or LeRobot folder, or of a token file."""
-        from vertebra.domains.action.episodes import regular
-        from vertebra.domains.action.sources import read_demonstrations
-
         if path.suffix == ".npz" and (records := read_tokens(path)) is not None:
             for name, record in records:
                 yield Item(file=str(path), record=name, data=record, size=record.ids.size)
             return
-        found = read_demonstrations([path], fps=self.fps, state=self.state, action=self.action, cameras=())
-        kept = {f"{episode.source or 'episode'}: {episode.name}" for episode in found.episodes}
-        kept |= {str(path), str(path / "meta" / "info.json")}
-        for left in found.left_out:
-            if left.source in kept:
-                self.notes.append(str(left))
-            else:
-                file, _, name = left.source.partition(": ")
-                bad(BadRecord(file=file, record=name, line=None, rule=left.rule, advice=left.advice))
-        for episode in found.episodes:
-            parts, notes = regular(episode, found.fps)
-            self.notes += map(str, notes)
-            for part in parts:
-                data = Recording(actions=part.actions, states=part.states, names=found.action_names, fps=found.fps)
-                yield Item(file=str(path), record=part.name, data=data, size=len(part))
+        found = read_even(path, bad, self.notes, fps=self.fps, state=self.state, action=self.action, cameras=())
+        for own in found.episodes:
+            data = Recording(actions=own.actions, states=own.states, names=found.action_names, fps=found.fps)
+            yield Item(file=str(path), record=own.name, data=data, size=len(own))
 
     def parse(self, value: Any, index: int, bad: Bad) -> Iterator[Item]:
         """Yield the episode that an array (T, D) stands for."""

@@ -30,8 +30,9 @@ def reconstruction_figure(
     errors: Sequence[float] | None = None,
     fps: float | None = None,
     title: str = "",
+    label: str = "decoded from tokens",
 ) -> Figure:
-    """Draw decoded actions over the original ones, a panel a joint.
+    """Draw decoded or predicted actions over the original ones, a panel a joint.
 
     Of more than 12 joints, those are drawn whose error is largest for their range, or the first ones where no errors
     are given; of more than 30 chunks, the first ones.
@@ -44,6 +45,7 @@ def reconstruction_figure(
         errors: Root-mean-square error of each joint in its unit.
         fps: Steps a second; None draws over steps.
         title: Over the figure.
+        label: What the pieces are.
 
     Raises:
         ConfigError: There is no chunk to draw.
@@ -92,7 +94,42 @@ def reconstruction_figure(
         "\n".join(filter(None, [shorten(title, 110, middle=True), left])), fontsize=11, x=0.01, ha="left",
         parse_math=False,
     )  # fmt: skip
-    _legend(figure, original is not None)
+    _legend(figure, original is not None, label)
+    return figure
+
+
+def paths_figure(
+    tip: Floats, carried: Floats | None, goals: Floats, success: NDArray[np.bool_], *, most: int = 60
+) -> Figure:
+    """Draw paths of simulated episodes from above and from the side.
+
+    Args:
+        tip: Paths of the gripper in m, (E, T, 3).
+        carried: Paths of what is moved, (E, T, 3); None where nothing is.
+        goals: (E, 3).
+        success: Which episodes ended at the goal, (E,).
+        most: Episodes that are drawn.
+    """
+    figure, panels = new_figure(1, 2, width=10.0, height=4.6)
+    for axes, (x, y), view in zip(panels, ((0, 1), (0, 2)), ("from above", "from the side"), strict=True):
+        for number in range(min(len(tip), most)):
+            color = PALETTE[0] if success[number] else PALETTE[1]
+            axes.plot(tip[number, :, x], tip[number, :, y], color=MUTED, linewidth=0.5, alpha=0.6)
+            if carried is not None:
+                axes.plot(carried[number, :, x], carried[number, :, y], color=color, linewidth=1.1)
+            axes.plot(*goals[number, [x, y]], marker="o" if success[number] else "x", color=color, markersize=4)
+        axes.set_xlabel("x (m)")
+        axes.set_ylabel(f"{'xyz'[y]} (m)")
+        axes.set_aspect("equal", adjustable="datalim")
+        axes.set_title(view, fontsize=10, loc="left")
+    shown = "" if len(tip) <= most else f"; the first {most} are drawn"
+    figure.suptitle(f"{int(success.sum()):,} of {len(success):,} episodes reached the goal{shown}", x=0.01, ha="left")
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=MUTED, linewidth=0.8, label="gripper")]
+    for color, marker, text in ((PALETTE[0], "o", "goal reached"), (PALETTE[1], "x", "missed")):
+        lines.append(Line2D([], [], color=color, marker=marker, markersize=4, linewidth=1.1, label=text))
+    figure.legend(handles=lines, loc="outside lower right", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -113,11 +150,11 @@ def _broken(pieces: Sequence[tuple[int, Floats]]) -> tuple[Floats, Floats]:
     return np.concatenate(steps), np.concatenate(values)
 
 
-def _legend(figure: Figure, with_original: bool) -> None:
+def _legend(figure: Figure, with_original: bool, label: str) -> None:
     from matplotlib.lines import Line2D
 
     lines = [
-        Line2D([], [], color=PALETTE[0], linewidth=2.2, alpha=0.8, label="decoded from tokens"),
+        Line2D([], [], color=PALETTE[0], linewidth=2.2, alpha=0.8, label=label),
         Line2D([], [], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)), label="a chunk begins"),
     ]
     if with_original:

@@ -17,6 +17,12 @@ CORE = [
 ]  # fmt: skip
 _ENABLES = {
     "gpu": "fused kernels for Mamba-2 layers on NVIDIA GPUs",
+    "speech": "subword vocabularies, and beam search with a lexicon and n-gram models",
+    "mesh": "reducing meshes to fewer faces",
+    "action": "the tokenizer FAST",
+    "hdf5": "demonstrations of robomimic and LIBERO",
+    "video": "the cameras of LeRobot sets",
+    "sim": "robots in MuJoCo: demonstrations of experts, and policies in closed loop",
     "bench": "comparisons with transformers and scikit-learn in benchmarks/ and in the tests",
     "dev": "the test suite, the linter and the type checker",
 }
