@@ -291,7 +291,6 @@ class TokenizeActions(Pipeline):
 
         from vertebra.domains.action.episodes import columns_of
         from vertebra.tokenizers.action import make_action_tokenizer
-        from vertebra.tokenizers.bspline import BSplineTokenizer
 
         names = items[0].data.names
         given = {key: columns_of(names, wanted, f"{self.name}: {key}") for key, wanted in self.columns.items()}
@@ -301,7 +300,7 @@ class TokenizeActions(Pipeline):
         self._units(tokenizer, names)
         all_actions = [item.data.actions for item in items]
         chunks = torch.from_numpy(np.concatenate([cut(a, self._starts(a), self.horizon) for a in all_actions]))
-        if isinstance(tokenizer, BSplineTokenizer) and goes_on(tokenizer):
+        if goes_on(tokenizer):
             origins = [origin(tokenizer, a, int(start)) for a in all_actions for start in self._starts(a)]
             return tokenizer.fit(chunks, torch.from_numpy(np.stack(origins)))
         return tokenizer.fit(chunks)
@@ -359,7 +358,7 @@ class TokenizeActions(Pipeline):
         original = continuous(actions, tokenizer)
         decoded = beside(tokens.decode(), cut(original, starts, self.horizon), tokenizer)
         start = None if tokens.origins is None else torch.from_numpy(tokens.origins)
-        clipped = getattr(tokenizer, "clipped")(chunks, start).numpy()  # noqa: B009 - not told by the base class
+        clipped = tokenizer.clipped(chunks, start).numpy()
         measures = Measures(tokenizer.dims)
         measures.add(tokens, original, decoded, clipped)
         count = int(tokens.counts.sum())

@@ -215,7 +215,7 @@ class RolloutFiles(Writer):
                 [number, whole.seed + number, int(success), int(ever), steps, f"{jerk:.6g}", f"{action_jerk:.6g}"]
             )
         pipeline = self.pipeline
-        facts = {
+        facts: dict[str, Any] = {
             "pipeline": pipeline.name,
             "task": whole.task,
             "execute": pipeline.execute or pipeline.runner.horizon,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
@@ -82,8 +83,12 @@ class ActionTokenizer(Tokenizer):
         """Whether ``fit`` has been called, or its results were given."""
 
     @abstractmethod
-    def fit(self, chunks: Tensor) -> Self:
-        """Return a tokenizer that has learnt what it needs from chunks (B, T, D)."""
+    def fit(self, chunks: Tensor, start: Tensor | None = None) -> Self:
+        """Return a tokenizer that has learnt what it needs from chunks (B, T, D); ``start`` as in ``encode``."""
+
+    @abstractmethod
+    def clipped(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:
+        """Share of the numbers of chunks (B, T, D) that ``encode`` cuts off, for each dimension (D,)."""
 
     @abstractmethod
     def encode(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:
@@ -241,7 +246,7 @@ def make_action_tokenizer(text: str, *, horizon: int, dims: int, **given: Any) -
         UnknownNameError: No such tokenizer.
         ConfigError: An argument the tokenizer does not take.
     """
-    name, *pairs = text.split(",")
+    name, *pairs = re.split(r",(?![^\[]*\])", text)  # not inside a list
     cls = _tokenizers().get(name.strip())
     if cls is None:
         raise UnknownNameError("action tokenizer", name.strip(), _tokenizers())

@@ -73,11 +73,12 @@ class BinningTokenizer(ContinuousTokenizer):
         """As in ``ActionTokenizer``."""
         return self.low is not None
 
-    def fit(self, chunks: Tensor, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
+    def fit(self, chunks: Tensor, start: Tensor | None = None, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
         """Return a tokenizer with bounds from chunks (B, T, D), as ``quantile_bounds`` finds them.
 
         Args:
             chunks: Actions in their units.
+            start: Not used.
             quantiles: Shares of the values below the bounds of a dimension; (0, 1) cuts none of them off.
 
         Raises:

@@ -114,11 +114,12 @@ class FASTTokenizer(ActionTokenizer):
         """As in ``ActionTokenizer``."""
         return self.model is not None
 
-    def fit(self, chunks: Tensor, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
+    def fit(self, chunks: Tensor, start: Tensor | None = None, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
         """Return a tokenizer that has learnt scale and merges from chunks (B, T, D); the same from the same.
 
         Args:
             chunks: Actions in their units.
+            start: Not used.
             quantiles: Shares of the values below the bounds of a dimension.
 
         Raises:

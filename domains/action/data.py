@@ -377,12 +377,15 @@ class ActionData(BaseData):
 def fitted(tokenizer: ActionTokenizer, episodes: Sequence[Episode], spec: ActionSpec) -> ActionTokenizer:
     """Fit a tokenizer to chunks of the episodes, relative where the spec says, evenly spread if there are many."""
     total = sum(len(episode) for episode in episodes)
-    chunks = []
+    every = max(1, -(-total // _FITTED))
+    chunks, starts = [], []
     for episode in episodes:
-        ahead, _ = windows(episode, tokenizer.horizon)
-        own = ahead - reference_of(spec, episode.states)[:, None]
-        chunks.append(own[:: max(1, -(-total // _FITTED))])
-    return tokenizer.fit(torch.from_numpy(np.concatenate(chunks)))
+        reference, begins = reference_of(spec, episode.states), starts_of(spec, episode.states)
+        before = np.concatenate([begins[:1], episode.actions[:-1]])
+        chunks.append((windows(episode, tokenizer.horizon)[0] - reference[:, None])[::every])
+        starts.append((before - reference)[::every])
+    start = torch.from_numpy(np.concatenate(starts)) if getattr(tokenizer, "initial", "free") != "free" else None
+    return tokenizer.fit(torch.from_numpy(np.concatenate(chunks)), start)
 
 
 def reference_of(spec: ActionSpec, states: Floats) -> Floats:
