@@ -318,7 +318,7 @@ def test_a_model_s_tokenizer_and_what_its_actions_are_relative_to(tmp_path):
     tokenizer = tokenizer.fit(torch.from_numpy(np.concatenate(chunks)).float())
     spec = ActionSpec(
         tokenizer=tokenizer.to_dict(), fps=FPS, state_names=NAMES, action_names=NAMES, state_mean=(0,) * 3,
-        state_std=(1,) * 3, positions=(0, 1, 2), relative=(0, 1, -1),
+        state_std=(1,) * 3, change_std=(1,) * 3, start_std=(1,) * 3, positions=(0, 1, 2), relative=(0, 1, -1),
     )  # fmt: skip
     model = Told(create_backbone("illama_test"), spec)
     path = write(tmp_path / "a.npz", actions[0], states=states[0])
@@ -350,7 +350,7 @@ def test_an_enforced_start_of_relative_actions(tmp_path):
     tokenizer = tokenizer.fit(torch.from_numpy(chunks))
     spec = ActionSpec(
         tokenizer=tokenizer.to_dict(), fps=FPS, state_names=NAMES[:2], action_names=NAMES[:2], state_mean=(0, 0),
-        state_std=(1, 1), positions=(0, 1), relative=(0, 1),
+        state_std=(1, 1), change_std=(1, 1), start_std=(1, 1), positions=(0, 1), relative=(0, 1),
     )  # fmt: skip
     path = write(tmp_path / "a.npz", actions, NAMES[:2])
     (one,) = pipeline("action/tokenize", Told(create_backbone("illama_test"), spec))(path)
