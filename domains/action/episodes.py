@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +111,8 @@ def regular(episode: Episode, fps: float, max_gap: float = 0.5) -> tuple[list[Ep
 
     Frames that repeat a time stamp, or come after a later one, are dropped. Missing frames of a gap up to ``max_gap``
     seconds are put in between their neighbours, states and actions linearly and pictures from the nearest; at a longer
-    gap the episode is cut. An episode that is even already is returned as it is.
+    gap the episode is cut. More frames a second than ``fps`` become fewer in the same way. An episode that is even
+    already is returned as it is.
 
     Args:
         episode: Checked.
@@ -123,12 +125,14 @@ def regular(episode: Episode, fps: float, max_gap: float = 0.5) -> tuple[list[Ep
     where = f"{episode.source or 'episode'}: {episode.name}"
     notes: list[LeftOut] = []
     latest = np.maximum.accumulate(np.concatenate([[-np.inf], episode.times[:-1]]))
-    kept = np.flatnonzero(episode.times > latest + 0.1 / fps)
+    gaps = np.diff(episode.times)
+    usual = float(np.median(gaps[gaps > 0])) if (gaps > 0).any() else 1 / fps
+    kept = np.flatnonzero(episode.times > latest + 0.1 * min(usual, 1 / fps))
     if dropped := len(episode) - len(kept):
         notes.append(LeftOut(where, f"{dropped:,} frames repeat an earlier time stamp", "they are left out"))
     times = episode.times[kept]
     steps = np.round(np.diff(times) * fps)
-    cuts = np.flatnonzero(np.diff(times) > max_gap) + 1
+    cuts = np.flatnonzero((np.diff(times) > max_gap) & (steps > 1)) + 1
     if not dropped and not len(cuts) and (steps == 1).all():
         return [episode], notes
     parts = []
@@ -142,7 +146,7 @@ def regular(episode: Episode, fps: float, max_gap: float = 0.5) -> tuple[list[Ep
         if (np.round(np.diff(own) * fps) == 1).all():
             grid, count = own, len(own)
         filled += count - len(own)
-        nearest = rows[np.abs(grid[:, None] - own).argmin(1)] if count <= 4096 else rows[_nearest(grid, own)]
+        nearest = rows[_nearest(grid, own)]
         parts.append(
             dataclasses.replace(
                 episode,
@@ -153,8 +157,10 @@ def regular(episode: Episode, fps: float, max_gap: float = 0.5) -> tuple[list[Ep
                 images={name: _Picked(frames, nearest) for name, frames in episode.images.items()},
             )
         )
-    if filled:
+    if filled > 0:
         notes.append(LeftOut(where, f"{filled:,} frames are missing", "they are put in between their neighbours"))
+    if filled < 0:
+        notes.append(LeftOut(where, f"{-filled:,} frames are more than {fps:g} a second", "they are left out"))
     if len(cuts):
         notes.append(LeftOut(where, f"{len(cuts):,} gaps are longer than {max_gap:g} s", "it is cut there"))
     return parts, notes
@@ -170,17 +176,17 @@ def windows(episode: Episode, horizon: int) -> tuple[Floats, NDArray[np.bool_]]:
 
 
 def columns_of(names: Sequence[str], wanted: Sequence[str | int], what: str) -> tuple[int, ...]:
-    """Return the numbers of columns given by name or number.
+    """Return the numbers of columns given by name or, where no name is the same, by number.
 
     Raises:
         ConfigError: There is no such column.
     """
     found = []
     for each in wanted:
-        if isinstance(each, int) or each.isdigit():
-            number = int(each)
+        if isinstance(each, str) and each in names:
+            number = names.index(each)
         else:
-            number = names.index(each) if each in names else len(names)
+            number = int(each) if isinstance(each, int) or each.isdecimal() else len(names)
         if not 0 <= number < len(names):
             raise ConfigError(f"{what}: no column {each!r}; columns: {', '.join(names)} (or 0 to {len(names) - 1}).")
         found.append(number)
@@ -196,7 +202,7 @@ class _Picked(Sequence[NDArray[np.uint8]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # noqa: ANN001
+    def __getitem__(self, index: Any) -> Any:
         return self.frames[int(self.rows[index])]
 
 
