@@ -191,6 +191,10 @@ def test_saving_replaces_a_model_but_nothing_else(tmp_path):
 
 # What keeps a step of a recipe short.
 QUICK = {
+    "action": ["--data.batch_size", "4", "--data.every", "50"],
+    # Demonstrations of simulators are the user's to record.
+    "action/arm": ["--data.root", "sample/action/arm"],
+    "action/fetch": ["--data.root", "sample/action/arm", "--data.grippers", "[gripper]"],
     "vision": ["--data.limit", "20", "--data.batch_size", "4"],
     "mesh": [
         *("--data.procedural", "[6,2,2]", "--data.points", "64", "--data.max_tokens", "300", "--data.batch_size", "2"),
