@@ -64,13 +64,13 @@ class Noise:
                 f"{self.probability}, {self.strength}, {self.calm}, {self.steps}."
             )
 
-    def draw(self, rng: np.random.Generator, steps: int) -> NDArray[np.float32]:
-        """Return what is added to the actions of an episode, (steps, 4); fingers are left alone."""
-        pushes = np.zeros((steps, 4), np.float32)
+    def draw(self, rng: np.random.Generator, steps: int, dims: int = 4) -> NDArray[np.float32]:
+        """Return what is added to the actions of an episode, (steps, dims); the last, the gripper, is left alone."""
+        pushes = np.zeros((steps, dims), np.float32)
         begins = (rng.random(steps) < self.probability) & (np.arange(steps) < steps - self.calm)
-        strengths = rng.normal(0, self.strength, (steps, 3))
+        strengths = rng.normal(0, self.strength, (steps, dims - 1))
         for first in np.flatnonzero(begins):
-            pushes[first : first + self.steps, :3] = strengths[first]
+            pushes[first : first + self.steps, :-1] = strengths[first]
         return pushes
 
 

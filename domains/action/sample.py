@@ -6,9 +6,11 @@ step later, and the gripper's command. Movements go from rest to rest with minim
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,23 +27,20 @@ from vertebra.domains.action.arm import (
     Scene,
     draw_scene,
     inverse,
-    minimum_jerk,
 )
+from vertebra.domains.action.arm_tasks import CAMERA, CAMERA_FPS, FPS, ROBOT, corners, plan
+from vertebra.domains.action.arm_tasks import TEXTS as TASKS
 from vertebra.domains.action.episodes import Demonstrations, Episode
+from vertebra.domains.action.simulation import TASKS as SIMULATED
+from vertebra.domains.action.simulation import find_task, record
 from vertebra.domains.action.tables import write_csv, write_npz
 from vertebra.errors import ConfigError, UnknownNameError
 
-FPS = 20.0
-CAMERA_FPS = 10.0
-CAMERA = "front"
-TASKS = {"reach": "reach the target", "pick": "pick up the block and put it at the goal"}
 COUNTS = {"train": 96, "val": 12, "test": 12}
 """Episodes of each split in ``arm/``, a third of them reaches."""
 
 _MIX = ("reach", "pick", "pick")
-_ABOVE = 0.12  # m over block and goal
-_PEAK = 1.2  # rad/s of the fastest joint in the middle of a movement
-_GRIP = 0.4  # s that the arm waits for its fingers
+_EPISODES = 100  # of a simulated task, where nothing else is said
 _LINGER = 0.3  # drift kept from step to step, of a disturbance
 
 
@@ -79,18 +78,14 @@ def demonstrations(
         )
     rngs = [np.random.default_rng([seed, SPLITS.index(split), i]) for i in range(count)]
     scenes = [draw_scene(rng, split, kinds[i % len(kinds)]) for i, rng in enumerate(rngs)]
-    lift = np.array([0, 0, _ABOVE])
-    corners = [[s.block, s.block + lift, s.goal, s.goal + lift] if s.kind == "pick" else [s.goal] * 4 for s in scenes]
-    poses = inverse(np.array(corners))  # all at once: (count, 4, 7)
+    poses = inverse(np.stack([corners(scene) for scene in scenes]))  # all at once: (count, 4, 7)
     episodes = []
     for i, (rng, scene, pose) in enumerate(zip(rngs, scenes, poses, strict=True)):
-        plan = _plan(scene, pose, fps, rng.uniform(0.9, 1.1))
-        episode = _play(scene, plan, rng, fps, camera, disturb)
+        way = plan(scene, pose, fps, rng.uniform(0.9, 1.1))
+        episode = _play(scene, way, rng, fps, camera, disturb)
         episodes.append(dataclasses.replace(episode, name=f"{split}_{i:05}"))
     names = STATE_NAMES if camera else (*STATE_NAMES, *SCENE_NAMES)
-    return Demonstrations(
-        episodes=tuple(episodes), fps=fps, state_names=names, action_names=ACTION_NAMES, robot="kinematic_arm"
-    )
+    return Demonstrations(episodes=tuple(episodes), fps=fps, state_names=names, action_names=ACTION_NAMES, robot=ROBOT)
 
 
 def write_sample(folder: Path, seed: int = 0) -> list[Path]:
@@ -117,44 +112,58 @@ def write_sample(folder: Path, seed: int = 0) -> list[Path]:
     return paths + _write_held_out(folder / "held_out", seed + 2) + _write_damaged(folder / "damaged", seed + 3)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of demonstrations that are recorded in a simulator."""
+    group = parser.add_argument_group("simulator", "record a scripted expert, as one LeRobot data set in DIR")
+    group.add_argument("--sim", metavar="TASK", help=f"one of {', '.join(SIMULATED)}")
+    group.add_argument("--episodes", type=int, metavar="N", help=f"that reach their goal (default: {_EPISODES})")
+
+
+def from_args(
+    folder: Path,
+    options: argparse.Namespace,
+    progress: Callable[[str, float, str], AbstractContextManager[Callable[[float], None]]],
+) -> list[Path]:
+    """Fabricate what the command line asks for: the sample, or demonstrations of a simulated task.
+
+    Args:
+        folder: Where to write; with ``--sim`` it becomes a LeRobot v2.1 data set.
+        options: ``seed``, and what :func:`add_arguments` adds.
+        progress: Shows a bar of a title, a total and a unit while it is open, and gives a function to move it on.
+
+    Returns:
+        The files.
+
+    Raises:
+        UnknownNameError: There is no such task.
+        MissingExtraError: The simulator is not installed, or too new.
+        ConfigError: The number of episodes is below 1 or given without a task, or the folder holds data already.
+    """
+    if options.sim is None:
+        if options.episodes is not None:
+            raise ConfigError("sample action: --episodes goes with --sim TASK; give both or none.")
+        return write_sample(folder, options.seed)
+    from vertebra.domains.action.lerobot import write_lerobot
+
+    task, count = find_task(options.sim), _EPISODES if options.episodes is None else options.episodes
+    if taken := [name for name in ("meta", "data") if (folder / name).exists()]:  # known before the long work
+        raise ConfigError(f"{folder}: holds {taken[0]}/ already; remove it or choose another folder.")
+    with progress(task.name, count, "episodes") as advance:
+        made = record(task.name, count, seed=options.seed, progress=lambda done: advance(1))
+    return write_lerobot(folder, made)
+
+
 # ---------------------------------------------------------------- episodes
 
 
-def _plan(scene: Scene, poses: NDArray[np.float64], fps: float, pace: float) -> NDArray[np.float64]:
-    """Return joints and gripper from the first step on, (T, 8)."""
-    if scene.kind == "reach":
-        parts = [(poses[0], 1, 1.5, 3.0), (poses[0], 1, 0.2, 0.2)]
-    else:
-        at_block, over_block, at_goal, over_goal = poses
-        parts = [
-            (over_block, 1, 0.6, 2.0),
-            (at_block, 1, 0.6, 2.0),
-            (at_block, 0, _GRIP, _GRIP),
-            (over_block, 0, 0.6, 2.0),
-            (over_goal, 0, 0.6, 2.0),
-            (at_goal, 0, 0.6, 2.0),
-            (at_goal, 1, _GRIP, _GRIP),
-            (over_goal, 1, 0.6, 2.0),
-            (over_goal, 1, 0.2, 0.2),
-        ]
-    here, rows = scene.joints, []
-    for there, gripper, shortest, longest in parts:
-        needed = 1.875 * np.abs(there - here).max() / _PEAK  # the fastest moment is 1.875 times as fast as the mean
-        seconds = min(max(pace * needed, shortest), longest)
-        joints = minimum_jerk(here, there, max(1, math.ceil(seconds * fps)))[1:]
-        rows.append(np.column_stack([joints, np.full(len(joints), gripper)]))
-        here = there
-    return np.concatenate(rows)
-
-
 def _play(
-    scene: Scene, plan: NDArray[np.float64], rng: np.random.Generator, fps: float, camera: bool, disturb: float
+    scene: Scene, way: NDArray[np.float64], rng: np.random.Generator, fps: float, camera: bool, disturb: float
 ) -> Episode:
     arm = KinematicArm(fps=fps)
     states, frames = [arm.place(scene, rng)], []
     off = np.zeros(JOINTS)
-    moves = np.abs(np.diff(plan[:, :JOINTS], axis=0, prepend=scene.joints[None])).max(1) > 0
-    for action, moving in zip(plan, moves, strict=True):
+    moves = np.abs(np.diff(way[:, :JOINTS], axis=0, prepend=scene.joints[None])).max(1) > 0
+    for action, moving in zip(way, moves, strict=True):
         if camera:
             frames.append(arm.render())
         if disturb:
@@ -165,8 +174,8 @@ def _play(
     return Episode(
         name="",
         states=np.array(states[:-1])[:, :width],
-        actions=plan.astype(np.float32),
-        times=np.arange(len(plan)) / fps,
+        actions=way.astype(np.float32),
+        times=np.arange(len(way)) / fps,
         task=TASKS[scene.kind],
         images={CAMERA: np.array(frames)} if camera else {},
     )

@@ -1,25 +1,18 @@
-"""Three tasks of the Fetch arm in MuJoCo: demonstrations by an expert, and policies in closed loop.
+"""Tasks in simulators: demonstrations by an expert, and policies in closed loop.
 
-The environments are gymnasium-robotics' FetchReach, FetchPush and FetchPickAndPlace (https://robotics.farama.org). A
-state is their observation followed by the goal; an action is (dx, dy, dz, fingers) in [-1, 1], 25 a second.
+The arm's tasks need nothing besides this package, the Fetch arm's the extra ``sim``.
 
-Pictures need a way to draw without a screen: EGL, which is tried where there is no other wish, or OSMesa (Debian:
-libosmesa6) with MUJOCO_GL=osmesa. Where neither works there are no pictures, and a note that says why.
-
-Shapes: E episodes, T steps of an episode, S state dimensions, F pictures.
+Shapes: E episodes, T steps of an episode, S state dimensions, D action dimensions, F pictures.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
+import dataclasses
 import io
 import itertools
 import math
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,117 +21,27 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vertebra.domains.action import arm_tasks, fetch
 from vertebra.domains.action.control import Controller, Decision, Policy
+from vertebra.domains.action.environment import Environment, Floats, Frame, SimulatedTask
 from vertebra.domains.action.episodes import Demonstrations, Episode, LeftOut
-from vertebra.domains.action.experts import EXPERTS, Noise
-from vertebra.errors import ConfigError, MissingExtraError, ShapeError, UnknownNameError
+from vertebra.errors import ConfigError, ShapeError, UnknownNameError
 
-Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
 
-TASKS: dict[str, str] = {
-    "FetchReach": "move the gripper to the goal",
-    "FetchPush": "push the block to the goal",
-    "FetchPickAndPlace": "pick up the block and put it at the goal",
-}
-"""What each task is, in words."""
-
-VERSION = "-v4"
-FPS = 25
-STEPS = 50
-"""Steps of an episode."""
-ACTION_NAMES = ("dx", "dy", "dz", "fingers")
-PICTURE = 240
-"""Height and width of a picture."""
-VIEW = {"distance": 1.6, "azimuth": 132.0, "elevation": -20.0, "lookat": np.array([1.25, 0.8, 0.5])}
-"""Where pictures are taken from, and what they look at."""
-
-NOISE = Noise()
-"""Disturbances while demonstrations are recorded."""
-
-_GRIPPER = ("gripper_x", "gripper_y", "gripper_z")
-_BLOCK = ("block_x", "block_y", "block_z", "block_from_gripper_x", "block_from_gripper_y", "block_from_gripper_z")
-_FINGERS = ("finger_right", "finger_left")
-_BLOCK_MOVES = (
-    *("block_roll", "block_pitch", "block_yaw"),
-    *("block_vx_from_gripper", "block_vy_from_gripper", "block_vz_from_gripper"),
-    *("block_v_roll", "block_v_pitch", "block_v_yaw"),
-)
-_SPEEDS = ("gripper_vx", "gripper_vy", "gripper_vz", "finger_right_v", "finger_left_v")
-_GOAL = ("goal_x", "goal_y", "goal_z")
+TASKS: dict[str, SimulatedTask] = {**arm_tasks.TASKS, **fetch.TASKS}
 
 
-# ---------------------------------------------------------------- environments
-
-
-def plain_name(task: str) -> str:
-    """Return a task's name without its version.
+def find_task(name: str) -> SimulatedTask:
+    """Return a task by its name, in short or in full (``FetchReach-v4``).
 
     Raises:
         UnknownNameError: There is no such task.
     """
-    name = task.removesuffix(VERSION)
-    if name not in TASKS:
-        raise UnknownNameError("simulated task", task, TASKS)
-    return name
-
-
-def state_names(task: str) -> tuple[str, ...]:
-    """Return the names of a task's S state dimensions; places in m and rad, speeds in m and rad a step.
-
-    Raises:
-        UnknownNameError: There is no such task.
-    """
-    if plain_name(task) == "FetchReach":
-        return (*_GRIPPER, *_FINGERS, *_SPEEDS, *_GOAL)
-    return (*_GRIPPER, *_BLOCK, *_FINGERS, *_BLOCK_MOVES, *_SPEEDS, *_GOAL)
-
-
-def state_of(seen: Mapping[str, Any]) -> Floats:
-    """Return the state (S,) of an environment's observation."""
-    return np.concatenate([seen["observation"], seen["desired_goal"]]).astype(np.float32)
-
-
-def make_env(task: str, *, pictures: bool = False) -> Any:
-    """Make the gymnasium environment of a task.
-
-    Args:
-        task: A key of :data:`TASKS`, with or without its version.
-        pictures: Whether its ``render`` is to return pictures (H, W, 3), uint8.
-
-    Raises:
-        UnknownNameError: There is no such task.
-        MissingExtraError: The simulator is not installed, or too new.
-        ConfigError: The simulator cannot be imported with the MUJOCO_GL that is set.
-    """
-    name = plain_name(task)
-    gymnasium = _simulator()
-    drawn: dict[str, Any] = {}
-    if pictures:
-        drawn = {"render_mode": "rgb_array", "width": PICTURE, "height": PICTURE, "default_camera_config": VIEW}
-    return gymnasium.make(name + VERSION, disable_env_checker=True, **drawn)
-
-
-def _simulator() -> Any:
-    """Return the module gymnasium, which knows the tasks after this."""
-    for package in ("gymnasium", "mujoco", "gymnasium_robotics"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("gymnasium_robotics", "sim", "simulation")
-    version = importlib.metadata.version("mujoco")
-    if int(version.split(".")[0]) >= 4:
-        raise MissingExtraError("mujoco<4", "sim", f"simulation (mujoco {version} is installed)")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # remarks about other environments
-            gymnasium, robotics = map(importlib.import_module, ("gymnasium", "gymnasium_robotics"))
-    except Exception as error:  # of whatever kind the graphics library is
-        wish = os.environ.get("MUJOCO_GL")
-        if wish is None:
-            raise
-        raise ConfigError(
-            f"simulation: mujoco cannot be imported with MUJOCO_GL={wish} ({error}); unset it, or install its library."
-        ) from error
-    gymnasium.register_envs(robotics)
-    return gymnasium
+    for task in TASKS.values():
+        if name in (task.name, task.source):
+            return task
+    raise UnknownNameError("simulated task", name, TASKS)
 
 
 # ---------------------------------------------------------------- demonstrations
@@ -149,73 +52,79 @@ def record(
     episodes: int,
     *,
     seed: int = 0,
-    noise: Noise | None = NOISE,
+    noise: float = 1.0,
     only_successes: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Demonstrations:
     """Record an expert.
 
     Args:
-        task: A key of :data:`TASKS`, with or without its version.
+        task: A name that :func:`find_task` knows.
         episodes: How many.
         seed: Of the first episode; the next ones count on.
-        noise: Disturbances of what is carried out; the actions recorded are the expert's own.
+        noise: How strong the disturbances of what is carried out are, as a multiple of the task's own; 0 for none. The
+            actions recorded are the expert's own.
         only_successes: Leave out, and note, episodes that do not end at the goal.
         progress: Called with the number of episodes that are done.
 
     Raises:
         UnknownNameError: There is no such task.
         MissingExtraError: The simulator is not installed, or too new.
-        ConfigError: ``episodes`` is below 1, or the expert hardly ever succeeds.
+        ConfigError: A number is out of its range, or the expert hardly ever succeeds.
     """
+    known = find_task(task)
     _at_least_one("record", episodes=episodes)
-    name = plain_name(task)
+    if not 0 <= noise < math.inf:
+        raise ConfigError(f"record: noise must be a finite number from 0 on, got {noise}.")
     found: list[Episode] = []
     left_out: list[LeftOut] = []
-    with contextlib.closing(make_env(name)) as env:
+    with contextlib.closing(known.make("train")) as env:
         for number in itertools.count(seed):
-            episode, success = _demonstrate(env, name, number, noise)
-            if success or not only_successes:
+            episode = _demonstrate(env, known, number, noise)
+            if env.success or not only_successes:
                 found.append(episode)
                 if progress is not None:
                     progress(len(found))
             else:
-                left_out.append(LeftOut(f"{name}: seed {number}", "the expert did not succeed", "it is left out"))
+                left_out.append(LeftOut(f"{known.name}: seed {number}", "the expert did not succeed", "it is left out"))
             if len(found) == episodes:
                 break
             if len(left_out) > 20 + 4 * len(found):
                 raise ConfigError(
-                    f"record: the expert of {name} failed in {len(left_out)} of {len(left_out) + len(found)} episodes; "
-                    "lower the strength or probability of noise."
+                    f"record: the expert of {known.name} failed in {len(left_out)} of {len(left_out) + len(found)} "
+                    "episodes; lower the noise."
                 )
     return Demonstrations(
         episodes=tuple(found),
-        fps=FPS,
-        state_names=state_names(name),
-        action_names=ACTION_NAMES,
-        robot="fetch",
+        fps=known.fps,
+        state_names=known.state_names,
+        action_names=known.action_names,
+        robot=known.robot,
         left_out=tuple(left_out),
     )
 
 
-def _demonstrate(env: Any, name: str, seed: int, noise: Noise | None) -> tuple[Episode, bool]:
-    seen, _ = env.reset(seed=seed)
-    pushes = np.zeros((STEPS, 4), np.float32) if noise is None else noise.draw(np.random.default_rng(seed), STEPS)
-    states, actions, info = [], [], {}
-    for push in pushes:
-        action = EXPERTS[name](seen)
-        states.append(state_of(seen))
+def _demonstrate(env: Environment, task: SimulatedTask, seed: int, noise: float) -> Episode:
+    disturbed = dataclasses.replace(task.noise, strength=noise * task.noise.strength)
+    pushes = disturbed.draw(np.random.default_rng(seed), task.steps, len(task.action_names))
+    states, actions, seen = [env.reset(seed)], [], []
+    for push, action in zip(pushes, task.expert(env), strict=False):  # whichever ends first
+        seen.append(env.images())
         actions.append(action)
-        seen, _, _, _, info = env.step(np.clip(action + push, -1, 1))
-    episode = Episode(
+        states.append(env.step(np.clip(action + push, task.low, task.high)))
+    return Episode(
         name=f"seed_{seed:06d}",
-        source=name + VERSION,
-        states=np.stack(states),
+        source=task.source,
+        states=np.stack(states[:-1]),
         actions=np.stack(actions),
-        times=np.arange(STEPS) / FPS,
-        task=TASKS[name],
+        times=np.arange(len(actions)) / task.fps,
+        task=task.text,
+        images=_by_camera(seen),
     )
-    return episode, bool(info["is_success"])
+
+
+def _by_camera(seen: Sequence[dict[str, Frame]]) -> dict[str, Frames]:
+    return {camera: np.stack([images[camera] for images in seen]) for camera in seen[0]}
 
 
 # ---------------------------------------------------------------- closed loop
@@ -230,10 +139,11 @@ class Rollouts:
         seed: Of the first episode.
         success: Whether the goal is reached at the last step, (E,).
         first: Steps until it was reached for the first time, (E,); -1 where it never was.
-        actions: What was carried out, (E, T, 4).
+        actions: What was told, within the bounds of the task, (E, T, D).
         gripper: Its path in metres, (E, T + 1, 3).
         block: The block's path in metres, (E, T + 1, 3); None where there is no block.
         goals: In metres, (E, 3).
+        fps: Steps a second.
         decisions: Calls of the policy.
         frames: Pictures of the first episode, (F, H, W, 3); none where nothing was to be drawn, or could be.
         notes: What could not be done, a sentence each.
@@ -247,6 +157,7 @@ class Rollouts:
     gripper: Floats
     block: Floats | None
     goals: Floats
+    fps: float
     decisions: tuple[Decision, ...]
     frames: Frames
     notes: tuple[str, ...] = ()
@@ -262,12 +173,12 @@ class Rollouts:
     @property
     def jerk(self) -> Floats:
         """Root mean square of the jerk of the gripper's path, (E,) in m/s^3, by third differences."""
-        return rms_jerk(self.gripper)
+        return rms_jerk(self.gripper, self.fps)
 
     @property
     def action_jerk(self) -> Floats:
         """The same of the actions without the fingers, (E,) in units of the action a s^3."""
-        return rms_jerk(self.actions[..., :3])
+        return rms_jerk(self.actions[..., :-1], self.fps)
 
     def summary(self) -> dict[str, float | int | None]:
         """Return the figures to report, ready for JSON; None where there is nothing to take a mean of.
@@ -312,8 +223,8 @@ def rollout(
     the size of its batch.
 
     Args:
-        policy: Says the next actions (B, T, 4) from states (B, H, S); pictures it is shown none.
-        task: A key of :data:`TASKS`, with or without its version.
+        policy: Says the next actions (B, T, D) from states (B, H, S), and pictures where the task has a camera.
+        task: A name that :func:`find_task` knows.
         episodes: E.
         seed: Of the first episode; the next ones count on.
         parallel: Environments that go on side by side; the policy decides for all at once.
@@ -326,39 +237,39 @@ def rollout(
         UnknownNameError: There is no such task.
         MissingExtraError: The simulator is not installed, or too new.
         ConfigError: A number out of its range.
-        ShapeError: The policy does not say 4 numbers a step.
+        ShapeError: The policy does not say D numbers a step.
     """
+    known = find_task(task)
     _at_least_one("rollout", episodes=episodes, parallel=parallel)
-    if not 0 <= frames <= STEPS + 1:
-        raise ConfigError(f"rollout: frames must be from 0 to {STEPS + 1}, got {frames}.")
-    name = plain_name(task)
-    watched = set(np.linspace(0, STEPS, frames).round().astype(int).tolist())
+    if not 0 <= frames <= known.steps + 1:
+        raise ConfigError(f"rollout: frames must be from 0 to {known.steps + 1}, got {frames}.")
+    camera = _Camera(np.linspace(0, known.steps, frames).round().astype(int).tolist())
     parts: list[_Group] = []
     decisions: list[Decision] = []
     with contextlib.ExitStack() as stack:
-        envs = [stack.enter_context(contextlib.closing(make_env(name))) for _ in range(min(parallel, episodes))]
-        camera = stack.enter_context(contextlib.closing(_Camera(name))) if watched else None
+        envs = [stack.enter_context(contextlib.closing(known.make("test"))) for _ in range(min(parallel, episodes))]
         for done in range(0, episodes, parallel):
             group = envs[: episodes - done]
             controller = Controller(policy, len(group), execute=execute, ensemble=ensemble)
-            parts.append(_play(group, name, seed + done, controller, None if done else camera, watched))
+            parts.append(_play(group, known, seed + done, controller, None if done else camera))
             decisions += controller.timings
             if progress is not None:
                 progress(done + len(group))
-    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    success, first, actions, gripper, moved, goals = joined
+        moves = envs[0].carried is not None
+    success, first, actions, gripper, carried, goals = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Rollouts(
-        task=name,
+        task=known.name,
         seed=seed,
         success=success,
         first=first,
         actions=actions,
         gripper=gripper,
-        block=None if name == "FetchReach" else moved,
+        block=carried if moves else None,
         goals=goals,
+        fps=known.fps,
         decisions=tuple(decisions),
-        frames=_stacked(camera.frames if camera else []),
-        notes=tuple(camera.notes) if camera else (),
+        frames=_stacked(camera.frames),
+        notes=tuple(camera.notes),
     )
 
 
@@ -366,36 +277,61 @@ _Group = tuple[NDArray[Any], ...]
 
 
 def _play(
-    envs: Sequence[Any], name: str, seed: int, controller: Controller, camera: _Camera | None, watched: set[int]
+    envs: Sequence[Environment], task: SimulatedTask, seed: int, controller: Controller, camera: _Camera | None
 ) -> _Group:
-    """Play one episode in each environment: success, first, actions, gripper, what moves to the goal, goals."""
-    seen = [env.reset(seed=seed + number)[0] for number, env in enumerate(envs)]
-    success = np.zeros(len(envs), bool)
+    """Play one episode in each environment: success, first, actions, ways of gripper and block, goals."""
+    states = [env.reset(seed + number) for number, env in enumerate(envs)]
     first = np.full(len(envs), -1)
-    actions, paths = [], [_places(seen)]
-    for step in range(STEPS + 1):
-        if camera is not None and step in watched:
-            camera.look(envs[0])
-        if step == STEPS:
-            break
-        told = controller.act(np.stack([state_of(each) for each in seen]), tasks=[TASKS[name]] * len(envs))
-        if told.shape[1] != 4:
-            raise ShapeError(f"rollout: the policy says {told.shape[1]} numbers a step, but {name} takes 4.")
-        told = told.clip(-1, 1)
-        results = [env.step(action) for env, action in zip(envs, told, strict=True)]
-        seen = [result[0] for result in results]
-        success = np.array([bool(result[4]["is_success"]) for result in results])
-        first[success & (first < 0)] = step + 1
+    actions, paths = [], [_places(envs)]
+    width = len(task.action_names)
+    for step in range(task.steps):
+        if camera is not None:
+            camera.look(envs[0], step)
+        images = _by_camera([env.images() for env in envs])
+        told = controller.act(np.stack(states), images, [task.text] * len(envs))
+        if told.shape[1] != width:
+            raise ShapeError(f"rollout: the policy says {told.shape[1]} numbers a step, but {task.name} takes {width}.")
+        told = told.clip(task.low, task.high)
+        states = [env.step(action) for env, action in zip(envs, told, strict=True)]
+        first[[env.success and first[row] < 0 for row, env in enumerate(envs)]] = step + 1
         actions.append(told)
-        paths.append(_places(seen))
-    gripper, moved = np.stack(paths, axis=2)  # (E, T + 1, 3) each
-    goals = np.stack([each["desired_goal"] for each in seen]).astype(np.float32)
-    return success, first, np.stack(actions, axis=1), gripper, moved, goals
+        paths.append(_places(envs))
+    if camera is not None:
+        camera.look(envs[0], task.steps)
+    success = np.array([env.success for env in envs])
+    goals = np.array([env.goal for env in envs], np.float32)
+    gripper, carried = np.stack(paths, axis=2)  # (E, T + 1, 3) each
+    return success, first, np.stack(actions, axis=1), gripper, carried, goals
 
 
-def _places(seen: Sequence[Mapping[str, Any]]) -> Floats:
-    """Where the gripper is, and what is to be at the goal, (2, E, 3)."""
-    return np.array([[each["observation"][:3], each["achieved_goal"]] for each in seen], np.float32).swapaxes(0, 1)
+def _places(envs: Sequence[Environment]) -> Floats:
+    """Where the gripper and what it moves are, (2, E, 3); the gripper twice where it moves nothing."""
+    places = [(env.tip, env.tip if env.carried is None else env.carried) for env in envs]
+    return np.array(places, np.float32).swapaxes(0, 1)
+
+
+def joined(parts: Sequence[Rollouts]) -> Rollouts:
+    """Put rollouts of one task, in the order of their seeds, together; the pictures are those of the first.
+
+    Raises:
+        ConfigError: There is none, the tasks differ, or seeds do not count on.
+    """
+    _at_least_one("joined", parts=len(parts))
+    begin = parts[0]
+    for before, part in itertools.pairwise(parts):
+        if part.task != begin.task or part.seed != before.seed + len(before):
+            raise ConfigError(
+                f"joined: {before.task} up to seed {before.seed + len(before) - 1} cannot be followed by {part.task} "
+                f"from seed {part.seed} on."
+            )
+    own = ("success", "first", "actions", "gripper", "goals", *(() if begin.block is None else ("block",)))
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in own}
+    return dataclasses.replace(
+        begin,
+        **arrays,
+        decisions=tuple(decision for part in parts for decision in part.decisions),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
+    )
 
 
 def wilson(successes: int, total: int) -> tuple[float, float]:
@@ -413,9 +349,9 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
-def rms_jerk(paths: Floats) -> Floats:
-    """Return the root mean square of the third derivative of paths (E, T, K) at 25 steps a second, (E,)."""
-    jerk = np.diff(paths.astype(np.float64), 3, axis=1) * FPS**3
+def rms_jerk(paths: Floats, fps: float) -> Floats:
+    """Return the root mean square of the third derivative of paths (E, T, K) with ``fps`` steps a second, (E,)."""
+    jerk = np.diff(paths.astype(np.float64), 3, axis=1) * fps**3
     return np.sqrt((jerk**2).sum(2).mean(1)).astype(np.float32)
 
 
@@ -429,58 +365,26 @@ def _at_least_one(who: str, **numbers: int) -> None:
 
 
 class _Camera:
-    """Draws environments as long as that works; then it notes why not."""
+    """Draws an environment at chosen steps as long as that works; then it notes why not."""
 
-    def __init__(self, task: str) -> None:
-        self.frames: list[Frames] = []
+    def __init__(self, steps: Sequence[int]) -> None:
+        self.frames: list[Frame] = []
         self.notes: list[str] = []
-        self._task = task
-        self._twin: Any = None
+        self._steps = set(steps)
 
-    def look(self, env: Any) -> None:
-        """Draw what ``env`` looks like now."""
-        if self.notes:
+    def look(self, env: Environment, step: int) -> None:
+        """Draw what ``env`` looks like now, if the step is a chosen one."""
+        if self.notes or step not in self._steps:
             return
         try:
-            if self._twin is None:  # to draw is to compute anew, which would change what follows in its last digits
-                self._twin = make_env(self._task, pictures=True).unwrapped
-            self._twin.data.qpos[:] = env.unwrapped.data.qpos
-            self._twin.goal = env.unwrapped.goal
-            with _graphics(first=not self.frames):
-                frame = np.array(self._twin.render())
-            if not frame.any():
-                raise RuntimeError("what is drawn is black")
-            self.frames.append(frame)
-        except Exception as error:  # of whatever kind the graphics library is
+            self.frames.append(env.render())
+        except ConfigError as error:
             self.frames.clear()
-            self.notes.append(
-                f"No pictures: drawing does not work here ({error}); install EGL, or OSMesa and set MUJOCO_GL=osmesa."
-            )
-
-    def close(self) -> None:
-        """Give back the graphics; one that is closed late makes later ones black."""
-        if self._twin is not None:
-            self._twin.close()
+            self.notes.append(f"No pictures: {error}")
 
 
-@contextlib.contextmanager
-def _graphics(*, first: bool) -> Iterator[None]:
-    """Draw without a screen, unless the user wishes otherwise."""
-    wish = os.environ.get("MUJOCO_GL")
-    backend = wish or ("egl" if sys.platform == "linux" else "")
-    if backend in ("egl", "osmesa"):
-        if first:  # a viewer whose context cannot be made cannot be taken down properly, so one is tried before
-            importlib.import_module(f"mujoco.{backend}").GLContext(8, 8).free()
-        os.environ["MUJOCO_GL"] = backend
-    try:
-        yield
-    finally:
-        if wish is None:
-            os.environ.pop("MUJOCO_GL", None)
-
-
-def _stacked(frames: Sequence[Frames]) -> Frames:
-    return np.stack(frames) if frames else np.zeros((0, PICTURE, PICTURE, 3), np.uint8)
+def _stacked(frames: Sequence[Frame]) -> Frames:
+    return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def filmstrip(frames: Frames, count: int = 8) -> Image.Image:
@@ -494,19 +398,31 @@ def filmstrip(frames: Frames, count: int = 8) -> Image.Image:
     return Image.fromarray(np.concatenate(list(frames[chosen]), axis=1))
 
 
-def write_gif(path: Path, frames: Frames, fps: float = FPS) -> None:
-    """Write pictures (F, H, W, 3) as a GIF that goes on for ever.
+def gif_bytes(frames: Frames, fps: float = 25.0) -> bytes:
+    """Return pictures (F, H, W, 3) as a GIF that goes on for ever, ``fps`` a second.
 
     Raises:
         ConfigError: There is no picture, or ``fps`` is not above 0.
     """
-    _at_least_one("write_gif", frames=len(frames))
+    _at_least_one("gif_bytes", frames=len(frames))
     if not fps > 0:
-        raise ConfigError(f"write_gif: fps must be above 0, got {fps}.")
+        raise ConfigError(f"gif_bytes: fps must be above 0, got {fps}.")
     first, *others = (Image.fromarray(frame) for frame in frames)
+    content = io.BytesIO()
+    first.save(content, "GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return content.getvalue()
+
+
+def write_gif(path: Path, frames: Frames, fps: float = 25.0) -> None:
+    """Write pictures (F, H, W, 3) as a GIF that goes on for ever, ``fps`` a second.
+
+    Raises:
+        ConfigError: There is no picture, or ``fps`` is not above 0.
+    """
+    content = gif_bytes(frames, fps)
     part = path.with_name(path.name + ".part")
     try:
-        first.save(part, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+        part.write_bytes(content)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

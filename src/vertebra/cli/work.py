@@ -6,6 +6,7 @@ import itertools
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 
 from vertebra.cli.parsing import Parser
 from vertebra.errors import ConfigError, UnknownNameError
@@ -68,17 +69,23 @@ def _demo(args: list[str]) -> int:
 def _sample(args: list[str]) -> int:
     known = sample_domains()
     parser = Parser("sample", "Fabricate a few files in the real formats of a domain; same seed, same files.")
-    parser.add_argument("domain", metavar="DOMAIN", help=f"one of {', '.join(known)}")
+    parser.add_argument("domain", metavar="DOMAIN", help=f"one of {', '.join(known)}; its own options come after it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    own = _sample_module(args[0]) if args and args[0] in known else None
+    if more := getattr(own, "add_arguments", None):
+        more(parser)
     options = parser.parse_args(args)
     if options.domain not in known:
         raise UnknownNameError("domain", options.domain, known)
     folder = Path(options.output)
-    paths = [
-        Path(p)
-        for p in import_module(f"vertebra.domains.{options.domain}.sample").write_sample(folder, seed=options.seed)
-    ]
+    if own is not None and more:
+        from vertebra.pipelines.progress import progress_bar
+
+        written = own.from_args(folder, options, progress_bar)
+    else:
+        written = _sample_module(options.domain).write_sample(folder, seed=options.seed)
+    paths = [Path(path) for path in written]
     for place, held in itertools.groupby(paths, key=lambda path: path.parent):
         files_there = list(held)
         if len(files_there) > MOST_LISTED:
@@ -87,6 +94,10 @@ def _sample(args: list[str]) -> int:
             print("\n".join(f"  {path}  {path.stat().st_size:,} bytes" for path in files_there))
     print(f"wrote {len(paths)} sample files to {folder}")
     return 0
+
+
+def _sample_module(domain: str) -> ModuleType:
+    return import_module(f"vertebra.domains.{domain}.sample")
 
 
 def sample_domains() -> list[str]:

@@ -1,13 +1,17 @@
 """The fabricated demonstrations: what an episode is, and the files."""
 
+import argparse
+import contextlib
 import zipfile
 
 import numpy as np
 import pytest
 
+from vertebra.cli import main
 from vertebra.domains.action import arm, sample
 from vertebra.domains.action.episodes import regular
 from vertebra.domains.action.lerobot import read_lerobot
+from vertebra.domains.action.simulation import record
 from vertebra.domains.action.sources import read_demonstrations
 from vertebra.domains.action.tables import read_csv, read_npz
 from vertebra.errors import ConfigError, DataError, UnknownNameError
@@ -229,3 +233,65 @@ def test_gaps_can_be_mended(folder):
     assert len(mended) == len(whole)
     np.testing.assert_allclose(mended.actions, whole.actions, atol=0.02)
     np.testing.assert_allclose(mended.actions[:20], whole.actions[:20], atol=1e-6)
+
+
+# ---------------------------------------------------------------- recorded in a simulator
+
+
+@pytest.mark.parametrize("task", ["ArmReach", "ArmPickCamera", "FetchReach"])
+def test_recorded_demonstrations(task, tmp_path, capsys):
+    if task.startswith("Fetch"):
+        pytest.importorskip("gymnasium_robotics", reason="the extra `sim` is not installed")
+    folder = tmp_path / "made"
+    assert main(["sample", "action", "--sim", task, "--episodes", "2", "--seed", "4", "-o", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith(f"wrote 6 sample files to {folder}\n")
+    assert not said.err  # no bar where nobody looks
+    read, expected = read_lerobot(folder), record(task, 2, seed=4)
+    assert not read.left_out
+    assert (read.fps, read.robot, read.tasks) == (expected.fps, expected.robot, expected.tasks)
+    assert (read.state_names, read.action_names) == (expected.state_names, expected.action_names)
+    assert len(read.episodes) == 2
+    for a, b in zip(read.episodes, expected.episodes, strict=True):
+        np.testing.assert_array_equal(a.states, b.states)
+        np.testing.assert_array_equal(a.actions, b.actions)
+        assert a.images.keys() == b.images.keys()
+        for camera, frames in b.images.items():
+            np.testing.assert_array_equal(a.images[camera][10], frames[10])
+
+
+def test_recording_moves_a_bar_on(tmp_path):
+    told = []
+
+    @contextlib.contextmanager
+    def bar(*what):
+        told.append(what)
+        yield told.append
+
+    options = argparse.Namespace(sim="ArmReach", episodes=3, seed=0)
+    paths = sample.from_args(tmp_path / "made", options, bar)
+    assert told == [("ArmReach", 3, "episodes"), 1, 1, 1]
+    assert all(path.is_file() for path in paths)
+
+
+def test_what_cannot_be_recorded(tmp_path, capsys):
+    def says(*words):
+        assert main(["sample", *words, "-o", str(tmp_path)]) == 2
+        return capsys.readouterr().err
+
+    assert "unknown simulated task 'FetchPsh'. Did you mean 'FetchPush'" in says("action", "--sim", "FetchPsh")
+    assert "episodes must be at least 1, got 0" in says("action", "--sim", "ArmPick", "--episodes", "0")
+    assert "--episodes goes with --sim TASK" in says("action", "--episodes", "3")
+    assert "'--sim' is not accepted" in says("mesh", "--sim", "ArmPick")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "data").mkdir()
+    assert "holds data/ already; remove it or choose another folder" in says("action", "--sim", "ArmPick")
+
+
+def test_help_of_recording(capsys):
+    assert main(["sample", "action", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--sim TASK" in said
+    assert "ArmPickCamera" in said
+    assert main(["sample", "--help"]) == 0
+    assert "--sim" not in capsys.readouterr().out

@@ -1,45 +1,28 @@
-"""The Fetch tasks: experts, recording, policies in closed loop, and pictures."""
+"""Tasks by name, recording, policies in closed loop, figures of rollouts, and pictures."""
 
-import importlib
-import importlib.metadata
-import importlib.util
+import dataclasses
 import json
-import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vertebra.domains.action import experts, simulation
 from vertebra.domains.action.control import Decision
-from vertebra.domains.action.experts import EXPERTS, ExpertPolicy, Noise
+from vertebra.domains.action.experts import Noise
 from vertebra.domains.action.simulation import (
     TASKS,
     Rollouts,
     filmstrip,
-    make_env,
-    plain_name,
+    find_task,
+    gif_bytes,
+    joined,
     record,
     rms_jerk,
     rollout,
-    state_names,
     wilson,
     write_gif,
 )
-from vertebra.errors import ConfigError, MissingExtraError, ShapeError, UnknownNameError
-
-NEAR = 0.05
-"""Metres from the goal that count as a success."""
-
-
-@pytest.fixture
-def simulator():
-    pytest.importorskip("gymnasium_robotics", reason="the extra `sim` is not installed")
-
-
-@pytest.fixture
-def _short(monkeypatch):
-    monkeypatch.setattr(simulation, "STEPS", 6)
+from vertebra.errors import ConfigError, ShapeError, UnknownNameError
 
 
 def few(success, first, **changes):
@@ -55,52 +38,263 @@ def few(success, first, **changes):
         "gripper": np.zeros((count, 6, 3), np.float32),
         "block": None,
         "goals": np.zeros((count, 3), np.float32),
+        "fps": 25.0,
         "decisions": (Decision(0.01, 2), Decision(0.03, 2), Decision(0.02, 1)),
         "frames": np.zeros((0, 8, 8, 3), np.uint8),
     }
     return Rollouts(**{**given, **changes})
 
 
-# ---------------------------------------------------------------- without the simulator
+class Line:
+    """An environment: a point goes along x as it is told, to the goal; the state is x, the goal's and a constant."""
+
+    carried = None
+
+    def __init__(self, split, kept):
+        self.split, kept[:] = split, [*kept, self]
+        self.closed, self.drawn = False, 0
+
+    @property
+    def success(self):
+        return abs(self.x - self.goal[0]) < 0.045
+
+    @property
+    def tip(self):
+        return np.array([self.x, 0, 0])
+
+    def reset(self, seed):
+        self.x, self.goal = 0.0, np.array([0.1 * seed, 0, 0])
+        return self._state()
+
+    def step(self, action):
+        self.x += float(action[0])
+        return self._state()
+
+    def images(self):
+        return {}
+
+    def render(self):
+        self.drawn += 1
+        return np.full((4, 6, 3), self.drawn, np.uint8)
+
+    def close(self):
+        self.closed = True
+
+    def _state(self):
+        return np.array([self.x, self.goal[0], 1], np.float32)
 
 
-def test_names_with_and_without_version():
-    assert plain_name("FetchPush") == plain_name("FetchPush-v4") == "FetchPush"
-    with pytest.raises(UnknownNameError, match=r"unknown simulated task 'FetchPsh'.*Did you mean 'FetchPush'"):
-        plain_name("FetchPsh")
-    with pytest.raises(UnknownNameError, match="FetchReach-v1"):
-        make_env("FetchReach-v1")
-    with pytest.raises(UnknownNameError, match="unknown expert 'FetchSlide'"):
-        ExpertPolicy("FetchSlide")
-    assert EXPERTS.keys() == TASKS.keys()
+def steady(env):
+    """An expert that goes to the goal at up to 0.2 a step."""
+    while True:
+        yield np.array([np.clip(env.goal[0] - env.x, -0.2, 0.2), 0], np.float32)
 
 
-def test_a_missing_simulator_names_the_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"simulation needs .*gymnasium_robotics.*vertebra\[sim\]"):
-        make_env("FetchReach")
+@pytest.fixture
+def line(monkeypatch):
+    """The environments of the task ``Line`` that were made."""
+    made = []
+    task = dataclasses.replace(
+        TASKS["ArmReach"],
+        name="Line",
+        source="Line-v9",
+        steps=8,
+        fps=4.0,
+        state_names=("x", "goal", "one"),
+        action_names=("dx", "gripper"),
+        low=np.array([-0.3, -1], np.float32),
+        high=np.array([0.3, 1], np.float32),
+        noise=Noise(probability=1, strength=0.1, steps=1, calm=4),
+        make=lambda split: Line(split, made),
+        expert=steady,
+    )
+    monkeypatch.setitem(TASKS, "Line", task)
+    return made
 
 
-def test_a_simulator_that_is_too_new(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.0.1")
-    with pytest.raises(MissingExtraError, match=r"mujoco 4.0.1 is installed.*'mujoco<4'.*vertebra\[sim\]"):
-        make_env("FetchReach")
+class Chasing:
+    """Goes to the goal in chunks of three steps."""
+
+    horizon = 3
+    history = 2
+
+    def __init__(self, width=2):
+        self.width, self.starts = width, []
+
+    def __call__(self, states, images, tasks, start):
+        assert not images
+        assert set(tasks) == {"reach the target"}
+        self.starts.append(start)
+        steps = (states[:, -1, 1] - states[:, -1, 0])[:, None] * [0.5, 0.25, 0.125]
+        return np.stack([steps] + [0 * steps] * (self.width - 1), axis=2).astype(np.float32)
 
 
-def test_graphics_that_cannot_be_imported(monkeypatch):
-    def fails(name):
-        raise AttributeError("no such library")
+class Constant:
+    """Goes on at the same speed."""
 
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.3.7")
-    monkeypatch.setattr(importlib, "import_module", fails)
-    monkeypatch.setenv("MUJOCO_GL", "osmesa")
-    with pytest.raises(ConfigError, match=r"MUJOCO_GL=osmesa \(no such library\); unset it, or install"):
-        make_env("FetchReach")
-    monkeypatch.delenv("MUJOCO_GL")
-    with pytest.raises(AttributeError, match="no such library"):
-        make_env("FetchReach")
+    horizon = 1
+    history = 1
+
+    def __init__(self, speed):
+        self.speed = speed
+
+    def __call__(self, states, images, tasks, start):
+        return np.full((len(states), 1, 2), self.speed, np.float32)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def test_names_in_short_and_in_full():
+    assert find_task("FetchPush") is find_task("FetchPush-v4") is TASKS["FetchPush"]
+    assert find_task("ArmPick").name == "ArmPick"
+    everything = "ArmPick, ArmPickCamera, ArmReach, FetchPickAndPlace, FetchPush, FetchReach"
+    with pytest.raises(UnknownNameError, match=rf"unknown simulated task 'FetchPsh'.*'FetchPush'.*{everything}"):
+        find_task("FetchPsh")
+    for wrong in ("FetchReach-v1", "ArmPick-v4"):
+        with pytest.raises(UnknownNameError, match=wrong):
+            rollout(Chasing(), wrong)
+    with pytest.raises(UnknownNameError, match="ArmPeck"):
+        record("ArmPeck", 1)
+
+
+def test_tasks_agree_with_themselves():
+    for name, task in TASKS.items():
+        assert task.name == name
+        assert len(task.low) == len(task.high) == len(task.action_names)
+        assert (task.low < task.high).all()
+
+
+# ---------------------------------------------------------------- recording
+
+
+def test_recording(line):
+    done = []
+    made = record("Line", 3, seed=2, progress=done.append)
+    assert done == [1, 2, 3]
+    assert [episode.name for episode in made.episodes] == ["seed_000002", "seed_000003", "seed_000004"]
+    assert (made.fps, made.state_names, made.action_names) == (4.0, ("x", "goal", "one"), ("dx", "gripper"))
+    for episode in made.episodes:
+        episode.check()
+        assert (episode.states.shape, episode.actions.shape) == ((8, 3), (8, 2))
+        assert (episode.source, episode.task) == ("Line-v9", "reach the target")
+        own = np.clip(episode.states[:, 1] - episode.states[:, 0], -0.2, 0.2)
+        np.testing.assert_allclose(episode.actions[:, 0], own, atol=1e-6)  # not what disturbs it
+        assert np.abs(np.diff(episode.states[:4, 0]) - own[:3]).max() > 0.02
+        np.testing.assert_allclose(np.diff(episode.states[4:, 0]), own[4:-1], atol=1e-6)
+    again = record("Line", 1, seed=3).episodes[0]
+    np.testing.assert_array_equal(again.states, made.episodes[1].states)
+    quiet = record("Line", 1, seed=3, noise=0).episodes[0]
+    np.testing.assert_allclose(np.diff(quiet.states[:, 0]), quiet.actions[:-1, 0], atol=1e-6)
+    wild = record("Line", 1, seed=3, noise=100, only_successes=False).episodes[0]
+    assert np.abs(np.diff(wild.states[:, 0])).max() == pytest.approx(0.3)  # within the bounds
+    assert {(env.split, env.closed) for env in line} == {("train", True)}
+
+
+def test_failures_are_left_out(line, monkeypatch):
+    def late(env):  # goes in two steps, where the seed is even
+        even = round(10 * env.goal[0]) % 2 == 0
+        yield from 2 * [np.array([even * env.goal[0] / 2, 0], np.float32)]
+
+    monkeypatch.setitem(TASKS, "Line", dataclasses.replace(TASKS["Line"], expert=late))
+    made = record("Line", 2, seed=1, noise=0)
+    assert [episode.name for episode in made.episodes] == ["seed_000002", "seed_000004"]
+    assert [len(episode) for episode in made.episodes] == [2, 2]  # as long as the expert goes on
+    assert [str(each) for each in made.left_out] == [
+        "Line: seed 1: the expert did not succeed; it is left out.",
+        "Line: seed 3: the expert did not succeed; it is left out.",
+    ]
+    whole = record("Line", 2, seed=1, noise=0, only_successes=False)
+    assert [episode.name for episode in whole.episodes] == ["seed_000001", "seed_000002"]
+    assert whole.left_out == ()
+    monkeypatch.setitem(TASKS, "Line", dataclasses.replace(TASKS["Line"], expert=lambda env: iter([np.zeros(2)])))
+    with pytest.raises(ConfigError, match=r"the expert of Line failed in 21 of 21 episodes; lower the noise"):
+        record("Line", 2, seed=1)
+
+
+def test_bad_numbers(line):
+    with pytest.raises(ConfigError, match="record: episodes must be at least 1, got 0"):
+        record("Line", 0)
+    for noise in (-1, np.inf, np.nan):
+        with pytest.raises(ConfigError, match="noise must be a finite number from 0 on"):
+            record("Line", 1, noise=noise)
+    with pytest.raises(ConfigError, match="rollout: episodes must be at least 1, got 0"):
+        rollout(Chasing(), "Line", episodes=0)
+    with pytest.raises(ConfigError, match="parallel must be at least 1"):
+        rollout(Chasing(), "Line", parallel=0)
+    with pytest.raises(ConfigError, match="frames must be from 0 to 9, got 10"):
+        rollout(Chasing(), "Line", frames=10)
+    with pytest.raises(ShapeError, match="the policy says 3 numbers a step, but Line takes 2"):
+        rollout(Chasing(3), "Line", episodes=1)
+    assert all(env.closed for env in line)
+
+
+# ---------------------------------------------------------------- closed loop
+
+
+@pytest.mark.parametrize("arguments", [{}, {"execute": 2}, {"ensemble": 0.1}])
+def test_an_episode_depends_on_its_seed_alone(line, arguments):
+    policy = Chasing()
+    one = rollout(Chasing(), "Line", episodes=5, parallel=1, seed=3, **arguments)
+    two = rollout(policy, "Line", episodes=5, parallel=2, seed=3, **arguments)
+    for name in ("success", "first", "actions", "gripper", "goals"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+    late = rollout(Chasing(), "Line", episodes=1, seed=5, **arguments)
+    np.testing.assert_array_equal(late.gripper[0], one.gripper[2])
+    each = {"execute": 4, "ensemble": 8}.get(next(iter(arguments), ""), 3)  # decisions of eight steps
+    assert [decision.batch for decision in two.decisions] == [2] * each * 2 + [1] * each
+    assert [start is None for start in policy.starts] == ([True] + [False] * (each - 1)) * 3
+    assert {env.split for env in line} == {"test"}
+
+
+def test_what_is_kept_of_rollouts(line):
+    done = []
+    rollouts = rollout(Chasing(), "Line-v9", episodes=5, parallel=2, seed=0, progress=done.append)
+    assert done == [2, 4, 5]
+    assert (rollouts.task, rollouts.seed, rollouts.fps, len(rollouts)) == ("Line", 0, 4.0, 5)
+    assert rollouts.actions.shape == (5, 8, 2)
+    assert rollouts.gripper.shape == (5, 9, 3)
+    assert rollouts.block is None
+    np.testing.assert_allclose(rollouts.goals[:, 0], 0.1 * np.arange(5), atol=1e-6)
+    np.testing.assert_allclose(np.diff(rollouts.gripper[..., 0]), rollouts.actions[..., 0], atol=1e-6)
+    near = np.abs(rollouts.gripper - rollouts.goals[:, None])[:, 1:, 0] < 0.045
+    np.testing.assert_array_equal(rollouts.success, near[:, -1])
+    np.testing.assert_array_equal(rollouts.first, 1 + near.argmax(1))
+    assert rollouts.success.all()
+    assert rollouts.notes == ()
+    assert len(rollouts.frames) == 0
+    far = rollout(Chasing(), "Line", episodes=1, seed=100)
+    assert far.first.tolist() == [-1]
+    assert far.actions.max() == pytest.approx(0.3)  # within the bounds
+    assert len(line) == 3
+    assert all(env.closed for env in line)
+
+
+def test_success_is_that_of_the_last_step(line):
+    rollouts = rollout(Constant(0.1), "Line", episodes=3, parallel=3, seed=6)
+    assert rollouts.first.tolist() == [6, 7, 8]
+    assert rollouts.success.tolist() == [False, False, True]
+    assert rollouts.ever.all()
+
+
+def test_rollouts_of_groups_are_joined(line):
+    whole = rollout(Chasing(), "Line", episodes=5, seed=1, frames=2)
+    parts = [rollout(Chasing(), "Line", episodes=e, seed=s, frames=f) for e, s, f in ((2, 1, 2), (3, 3, 0))]
+    together = joined(parts)
+    for name in ("success", "first", "actions", "gripper", "goals", "frames", "block", "seed", "task", "fps"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(whole, name))
+    assert together.decisions == parts[0].decisions + parts[1].decisions
+    with pytest.raises(ConfigError, match="Line up to seed 5 cannot be followed by Line from seed 1 on"):
+        joined(parts[::-1])
+    with pytest.raises(ConfigError, match="parts must be at least 1"):
+        joined([])
+    blocks = few([True], [1], block=np.ones((1, 6, 3), np.float32), notes=("a",))
+    both = joined([blocks, dataclasses.replace(blocks, seed=1)])
+    assert both.block.shape == (2, 6, 3)
+    assert both.notes == ("a",)
+
+
+# ---------------------------------------------------------------- figures
 
 
 def test_the_interval_of_a_share():
@@ -114,7 +308,7 @@ def test_the_interval_of_a_share():
 def test_jerk_is_the_third_derivative():
     seconds = np.arange(20) / 25
     path = np.stack([3 * seconds**3 / 6, 4 * seconds**3 / 6, seconds**2], axis=1)  # m
-    np.testing.assert_allclose(rms_jerk(np.stack([path, 0 * path])), [5, 0], rtol=1e-5)
+    np.testing.assert_allclose(rms_jerk(np.stack([path, 0 * path]), 25), [5, 0], rtol=1e-5)
 
 
 def test_the_summary():
@@ -138,10 +332,14 @@ def test_pushes_leave_the_fingers_and_the_end_alone():
     assert not pushes[:, 3].any()
     assert not pushes[41:].any()  # one that begins at step 39 lasts until 40
     assert 0.3 < pushes[pushes != 0].std() < 0.5
+    assert np.abs(noise.draw(np.random.default_rng(0), 50, 8)[:, :-1]).max(0).all()
     assert not Noise(probability=0.0).draw(np.random.default_rng(0), 50).any()
     for wrong in ({"probability": 1.5}, {"strength": -1.0}, {"steps": 0}, {"calm": -1}):
         with pytest.raises(ConfigError, match="Noise: probability must be from 0 to 1"):
             Noise(**wrong)
+
+
+# ---------------------------------------------------------------- pictures
 
 
 def test_strips_and_films(tmp_path):
@@ -154,192 +352,36 @@ def test_strips_and_films(tmp_path):
     with Image.open(tmp_path / "a.gif") as film:
         assert (film.n_frames, film.info["duration"], film.info["loop"]) == (10, 100, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
+    assert gif_bytes(frames, fps=10) == (tmp_path / "a.gif").read_bytes()
     with pytest.raises(ConfigError, match="filmstrip: frames must be at least 1"):
         filmstrip(frames[:0])
-    with pytest.raises(ConfigError, match="write_gif: frames must be at least 1"):
+    with pytest.raises(ConfigError, match="gif_bytes: frames must be at least 1"):
         write_gif(tmp_path / "b.gif", frames[:0])
     with pytest.raises(ConfigError, match="fps must be above 0"):
         write_gif(tmp_path / "b.gif", frames, fps=0)
 
 
-# ---------------------------------------------------------------- experts
+@pytest.mark.parametrize(("frames", "steps"), [(1, [0]), (3, [0, 4, 8]), (9, range(9))])
+def test_pictures_are_of_the_first_episode(line, frames, steps, monkeypatch):
+    class Watched(Line):
+        def render(self):
+            return np.full((2, 2, 3), round(10 * self.x), np.uint8)
+
+    monkeypatch.setitem(TASKS, "Line", dataclasses.replace(TASKS["Line"], make=lambda split: Watched(split, line)))
+    rollouts = rollout(Constant(0.1), "Line", episodes=3, parallel=2, frames=frames)
+    assert rollouts.frames.shape == (frames, 2, 2, 3)
+    assert rollouts.frames[:, 0, 0, 0].tolist() == list(steps)
 
 
-@pytest.mark.usefixtures("simulator")
-@pytest.mark.parametrize("task", TASKS)
-def test_experts_reach_the_goal_and_start_softly(task):
-    rollouts = rollout(ExpertPolicy(task), task, episodes=3, parallel=3, seed=100)
-    assert rollouts.success.all()
-    assert np.linalg.norm(rollouts.actions[:, 0, :3], axis=1).max() < experts.START + 0.1
-    assert np.abs(np.diff(rollouts.actions[..., :3], axis=1)).max() < 1
-    assert len(state_names(task)) == (13 if task == "FetchReach" else 28)
+def test_where_drawing_does_not_work_there_is_a_note(line, monkeypatch):
+    def fails(self):
+        self.drawn += 1
+        if self.drawn == 2:
+            raise ConfigError("Line: no display.")
+        return np.zeros((2, 2, 3), np.uint8)
 
-
-@pytest.mark.usefixtures("simulator")
-def test_names_of_the_state_say_what_it_is():
-    with_block = record("FetchPickAndPlace", 1)
-    column = dict(zip(with_block.state_names, with_block.episodes[0].states.T, strict=True))
-    np.testing.assert_allclose(
-        column["block_from_gripper_y"], column["block_y"] - column["gripper_y"], rtol=0, atol=1e-6
-    )
-    moved = np.diff(column["gripper_x"])
-    assert np.corrcoef(moved, column["gripper_vx"][1:])[0, 1] > 0.9
-    assert np.ptp(column["goal_z"]) == 0
-    assert column["finger_left"].max() > 0.045  # open
-    assert with_block.action_names == ("dx", "dy", "dz", "fingers")
-    reach = record("FetchReach", 1)
-    column = dict(zip(reach.state_names, reach.episodes[0].states.T, strict=True))
-    assert np.corrcoef(np.diff(column["gripper_x"]), column["gripper_vx"][1:])[0, 1] > 0.9
-
-
-# ---------------------------------------------------------------- recording
-
-
-@pytest.mark.usefixtures("simulator")
-def test_recording_is_deterministic_and_keeps_the_experts_own_actions():
-    done = []
-    demonstrations = record("FetchPush-v4", 3, seed=7, progress=done.append)
-    again = record("FetchPush", 1, seed=8)
-    assert done == [1, 2, 3]
-    assert [episode.name for episode in demonstrations.episodes] == ["seed_000007", "seed_000008", "seed_000009"]
-    for name in ("states", "actions", "times"):
-        np.testing.assert_array_equal(getattr(demonstrations.episodes[1], name), getattr(again.episodes[0], name))
-    quiet = record("FetchPush", 1, seed=8, noise=None).episodes[0]
-    for episode in demonstrations.episodes:
-        episode.check()
-        assert (episode.states.shape, episode.actions.shape) == ((50, 28), (50, 4))
-        assert episode.states.dtype == episode.actions.dtype == np.float32
-        own = ExpertPolicy("FetchPush")(episode.states[:, None], {}, [], None)[:, 0]
-        np.testing.assert_allclose(episode.actions, own, atol=1e-3)
-    np.testing.assert_array_equal(quiet.states[0], again.episodes[0].states[0])
-    assert np.abs(quiet.states - again.episodes[0].states).max() > 0.01  # it was pushed
-    assert demonstrations.fps == 25
-    np.testing.assert_allclose(np.diff(quiet.times), 1 / 25)
-    assert demonstrations.tasks == ("push the block to the goal",)
-    assert demonstrations.left_out == ()
-
-
-@pytest.mark.usefixtures("simulator")
-def test_episodes_that_fail_are_left_out(monkeypatch):
-    monkeypatch.setattr(simulation, "STEPS", 4)  # enough for near goals alone
-    wild = record("FetchReach", 2, seed=0, noise=None)
-    assert len(wild.episodes) == 2
-    assert len(wild.left_out) > 0
-    assert str(wild.left_out[0]) == "FetchReach: seed 0: the expert did not succeed; it is left out."
-    failed = [int(each.source.split()[-1]) for each in wild.left_out]
-    assert not {f"seed_{seed:06d}" for seed in failed} & {episode.name for episode in wild.episodes}
-    everything = record("FetchReach", 2, seed=0, noise=None, only_successes=False)
-    assert [episode.name for episode in everything.episodes] == ["seed_000000", "seed_000001"]
-    monkeypatch.setitem(EXPERTS, "FetchReach", lambda seen: np.ones(4, np.float32))
-    with pytest.raises(ConfigError, match=r"the expert of FetchReach failed in \d+ of \d+ episodes; lower"):
-        record("FetchReach", 2)
-    with pytest.raises(ConfigError, match="record: episodes must be at least 1"):
-        record("FetchReach", 0)
-
-
-# ---------------------------------------------------------------- closed loop
-
-
-class Chasing:
-    """Goes to the goal in chunks, each environment by itself."""
-
-    horizon = 5
-    history = 2
-
-    def __call__(self, states, images, tasks, start):
-        assert states.shape[1:] == (2, 13)
-        assert set(tasks) == {"move the gripper to the goal"}
-        away = states[:, -1, -3:] - states[:, -1, :3]
-        shares = 6 * 0.7 ** np.arange(5)
-        moves = np.tanh(away[:, None] * shares[:, None])
-        return np.concatenate([moves, 0 * moves[..., :1]], axis=2).astype(np.float32)
-
-
-@pytest.mark.usefixtures("simulator")
-@pytest.mark.parametrize("arguments", [{}, {"execute": 2}, {"ensemble": 0.1}])
-def test_an_episode_depends_on_its_seed_alone(arguments, monkeypatch):
-    monkeypatch.setattr(simulation, "STEPS", 10)
-    one = rollout(Chasing(), "FetchReach", episodes=3, parallel=1, seed=3, **arguments)
-    two = rollout(Chasing(), "FetchReach", episodes=3, parallel=2, seed=3, **arguments)
-    for name in ("success", "first", "actions", "gripper", "goals"):
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
-    late = rollout(Chasing(), "FetchReach", episodes=1, seed=5, **arguments)
-    np.testing.assert_array_equal(late.gripper[0], one.gripper[2])
-    each = {"execute": 5, "ensemble": 10}.get(next(iter(arguments), ""), 2)  # decisions of ten steps
-    assert [decision.batch for decision in two.decisions] == [2] * each + [1] * each
-    assert one.block is None
-
-
-@pytest.mark.usefixtures("simulator")
-def test_what_is_kept_of_rollouts():
-    done = []
-    rollouts = rollout(ExpertPolicy("FetchPush"), "FetchPush-v4", episodes=3, parallel=2, progress=done.append)
-    assert done == [2, 3]
-    assert (rollouts.task, rollouts.seed, len(rollouts)) == ("FetchPush", 10_000, 3)
-    assert rollouts.actions.shape == (3, 50, 4)
-    assert rollouts.gripper.shape == rollouts.block.shape == (3, 51, 3)
-    near = np.linalg.norm(rollouts.block - rollouts.goals[:, None], axis=2)[:, 1:] < NEAR
-    np.testing.assert_array_equal(rollouts.success, near[:, -1])
-    np.testing.assert_array_equal(rollouts.first, 1 + near.argmax(1))
-    assert not near[:, 0].any()
-    assert rollouts.jerk.min() > 10
-    assert rollouts.jerk.max() < 1000
-    assert rollouts.notes == ()
+    monkeypatch.setattr(Line, "render", fails)
+    rollouts = rollout(Chasing(), "Line", episodes=2, parallel=2, frames=5)
     assert len(rollouts.frames) == 0
-
-
-class Constant:
-    horizon = 1
-    history = 1
-
-    def __init__(self, action):
-        self.action = np.array(action, np.float32)
-
-    def __call__(self, states, images, tasks, start):
-        return np.broadcast_to(self.action, (len(states), 1, len(self.action)))
-
-
-@pytest.mark.usefixtures("simulator", "_short")
-def test_policies_that_do_not_get_there():
-    rollouts = rollout(Constant([9, 9, 9, 9]), "FetchReach", episodes=2)
-    assert not rollouts.ever.any()
-    assert rollouts.first.tolist() == [-1, -1]
-    assert rollouts.actions.max() == 1  # what is carried out
-    with pytest.raises(ShapeError, match="the policy says 3 numbers a step, but FetchReach takes 4"):
-        rollout(Constant([0, 0, 0]), "FetchReach", episodes=1)
-    with pytest.raises(ConfigError, match="parallel must be at least 1"):
-        rollout(Constant([0, 0, 0, 0]), "FetchReach", parallel=0)
-    with pytest.raises(ConfigError, match="frames must be from 0 to 7, got 8"):
-        rollout(Constant([0, 0, 0, 0]), "FetchReach", frames=8)
-
-
-# ---------------------------------------------------------------- pictures
-
-
-@pytest.mark.usefixtures("simulator", "_short")
-def test_pictures_change_nothing(monkeypatch):
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
-    policy = ExpertPolicy("FetchPush")
-    for _ in range(2):  # the graphics are given back
-        drawn = rollout(policy, "FetchPush", episodes=2, parallel=1, frames=3, seed=4)
-        if drawn.notes:
-            pytest.skip(drawn.notes[0])
-        assert drawn.frames.shape == (3, 240, 240, 3)
-        assert drawn.frames.dtype == np.uint8
-        assert all(frame.std() > 10 for frame in drawn.frames)
-        assert (drawn.frames[0] != drawn.frames[2]).any()
-    assert "MUJOCO_GL" not in os.environ
-    np.testing.assert_array_equal(drawn.gripper, rollout(policy, "FetchPush", episodes=2, parallel=1, seed=4).gripper)
-
-
-@pytest.mark.usefixtures("simulator", "_short")
-def test_where_drawing_does_not_work_there_is_a_note(monkeypatch):
-    def fails(first):
-        raise RuntimeError("no display")
-
-    monkeypatch.setattr(simulation, "_graphics", fails)
-    rollouts = rollout(ExpertPolicy("FetchReach"), "FetchReach", episodes=1, frames=3)
-    assert rollouts.frames.shape == (0, 240, 240, 3)
-    assert rollouts.notes == (
-        "No pictures: drawing does not work here (no display); install EGL, or OSMesa and set MUJOCO_GL=osmesa.",
-    )
+    assert rollouts.notes == ("No pictures: Line: no display.",)
+    assert [env.drawn for env in line] == [2, 0]  # it is not tried again
