@@ -133,10 +133,7 @@ def demo_vision(samples: Path, results: Path, report: Report) -> None:
         "Grey, CMYK, 16 bits, transparent, turned, tiny, large: what the model says below, the file's name in grey."
     )
     report.image(results / "classes.csv.png", caption)
-    listed = (results / "classes.csv.errors.jsonl").read_text(encoding="utf-8").splitlines()
-    bad = [json.loads(line) for line in listed]
-    report.text(f"{len(bad)} files cannot be read; the others are done all the same, and the exit status is 3.")
-    report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
+    _report_damaged(results / "classes.csv.errors.jsonl", report, "files cannot be read")
 
     fresh, table = _fresh_shapes(results / "fresh"), results / "evaluation.csv"
     pipeline("vision/classify", labels="folder", ranks=True).run([fresh], table)
@@ -199,10 +196,7 @@ def demo_speech(samples: Path, results: Path, report: Report) -> None:
         known = Path(found["file"]).with_suffix(".txt").read_text(encoding="utf-8").strip()
         rows.append((Path(found["file"]).name, known, found["text"]))
     report.table(rows, ("recording", "what is said", "what the model hears"))
-    listed = (results / "strings.jsonl.errors.jsonl").read_text(encoding="utf-8").splitlines()
-    bad = [json.loads(line) for line in listed]
-    report.text(f"{len(bad)} files cannot be read; the others are done all the same, and the exit status is 3.")
-    report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
+    _report_damaged(results / "strings.jsonl.errors.jsonl", report, "files cannot be read")
 
     subtitles = results / "long.srt"
     transcribe = pipeline("speech/transcribe", window=10.0, context=2.0)
@@ -291,13 +285,65 @@ def demo_mesh(samples: Path, results: Path, report: Report) -> None:
 
     damaged = results / "damaged.json"
     pipeline("mesh/generate", candidates=1).run([samples / "damaged"], damaged)
-    listed = (results / "damaged.json.errors.jsonl").read_text(encoding="utf-8").splitlines()
-    bad = [json.loads(line) for line in listed]
-    report.text(f"{len(bad)} damaged files are listed, the others are done all the same, and the exit status is 3.")
+    _report_damaged(results / "damaged.json.errors.jsonl", report, "damaged files are listed")
+
+
+def demo_action(samples: Path, results: Path, report: Report) -> None:
+    """Demonstrations to tokens and back, chunks for recorded observations, and the policy at work in a simulator."""
+    tokens, back = results / "tokens.npz", results / "back.csv"
+    pipeline("action/tokenize", tokenizer="bspline,num_basis=8", gripper="gripper").run([samples / "arm"], tokens)
+    report.section("action/tokenize: demonstrations of a seven-joint arm")
+    report.code(
+        f"vertebra run action/tokenize {samples / 'arm'} -o {tokens} --tokenizer bspline,num_basis=8 --gripper gripper"
+    )
+    facts = json.loads((results / "tokens.npz.json").read_text(encoding="utf-8"))
+    rows = [(joint["name"], joint["rmse"], joint["largest"]) for joint in facts["joints"]]
+    report.table(rows, ("column", "RMSE", "largest error"))
+    per_chunk = facts["tokens_per_chunk"]
+    report.facts({"chunks": facts["chunks"], "tokens a chunk": per_chunk["mean"], "by binning": per_chunk["binning"]})
+    report.image(results / "tokens.npz.png", "What was demonstrated, and what the tokens say.")
+    pipeline("action/tokenize", steps_per_second=50).run([tokens], back)
+    report.text("Tokens say actions at any rate of control; here at 50 a second instead of 20.")
+    report.code(f"vertebra run action/tokenize {tokens} -o {back} --steps-per-second 50")
+
+    chunks = results / "chunks.csv"
+    pipeline("action/predict").run([samples / "held_out"], chunks)
+    report.section("action/predict: recorded observations")
+    report.code(f"vertebra run action/predict {samples / 'held_out'} -o {chunks}")
+    facts = json.loads((results / "chunks.csv.json").read_text(encoding="utf-8"))
+    found = [("policy", facts["rmse_all"]), ("staying where it is", facts["hold_rmse_all"])]
+    report.table(found, ("", "RMSE of the next second (rad; gripper 0 to 1)"))
+    report.facts({"decisions": facts["decisions"], "ms a decision": facts["decision_ms"]})
+    report.image(
+        results / "chunks.csv.png", "What was done, and what the policy would have done from each decision on."
+    )
+
+    rollouts = results / "rollouts.csv"
+    pipeline("action/predict", sim="ArmPick", episodes=24, execute=10).run([], rollouts)
+    report.section("action/predict: closed loop")
+    report.code(f"vertebra run action/predict --sim ArmPick --episodes 24 --execute 10 -o {rollouts}")
+    facts = json.loads((results / "rollouts.csv.json").read_text(encoding="utf-8"))
+    names = ("episodes", "success", "success_low", "success_high", "steps_to_success", "jerk", "decision_ms")
+    report.facts({name: facts[name] for name in names})
+    report.image(
+        results / "rollouts.csv.film.png", "The first episode, on places of the table that training never saw."
+    )
+    report.image(results / "rollouts.csv.png", "All episodes.")
+
+    damaged = results / "damaged.npz"
+    pipeline("action/tokenize", gripper="gripper").run([samples / "damaged"], damaged)
+    _report_damaged(results / "damaged.npz.errors.jsonl", report, "damaged files are listed")
+
+
+def _report_damaged(path: Path, report: Report, what: str) -> None:
+    """Tell what was wrong with the bad records of a run."""
+    bad = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    report.text(f"{len(bad)} {what}; the others are done all the same, and the exit status is 3.")
     report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
 
 
 _DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {
+    "action": demo_action,
     "dna": demo_dna,
     "mesh": demo_mesh,
     "speech": demo_speech,
