@@ -5,6 +5,7 @@ Shapes: B chunks, T steps, D action dimensions, L tokens of a chunk, N tokens of
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -127,8 +128,8 @@ class ActionTokenizer(Tokenizer):
     def __hash__(self) -> int:
         return hash(json.dumps(self.to_dict()))
 
-    def smooth(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:
-        """Take the jumps out of angles and quaternions (B, T, D); with ``start`` (B, D), also the one from there.
+    def smooth(self, chunks: Tensor) -> Tensor:
+        """Take the jumps out of angles and quaternions (B, T, D).
 
         Raises:
             ShapeError: The shape is not (B, T, D) for this tokenizer's T and D.
@@ -137,20 +138,14 @@ class ActionTokenizer(Tokenizer):
             raise ShapeError(
                 f"{type(self).__name__}: chunks must be (B, {self.horizon}, {self.dims}), got {tuple(chunks.shape)}."
             )
-        if start is not None and start.shape != (len(chunks), self.dims):
-            raise ShapeError(
-                f"{type(self).__name__}: start must be {(len(chunks), self.dims)}, got {tuple(start.shape)}."
-            )
         if self.angles:
             columns = list(self.angles)
             chunks = chunks.clone()
-            chunks[:, :, columns] = unwrap(
-                chunks[:, :, columns], chunks[:, 0, columns] if start is None else start[:, columns]
-            )
+            chunks[:, :, columns] = unwrap(chunks[:, :, columns])
         for first in self.quaternions:
             part = slice(first, first + 4)
             chunks = chunks.clone()
-            chunks[:, :, part] = same_hemisphere(chunks[:, :, part], None if start is None else start[:, part])
+            chunks[:, :, part] = same_hemisphere(chunks[:, :, part])
         return chunks
 
     def restore(self, chunks: Tensor) -> Tensor:
@@ -212,56 +207,79 @@ def wrap(angles: Tensor) -> Tensor:
     return math.pi - (math.pi - angles) % (2 * math.pi)
 
 
-def unwrap(angles: Tensor, start: Tensor) -> Tensor:
-    """Take jumps of 2 pi out of angles (B, T, K) that go on from start (B, K)."""
-    steps = torch.diff(angles, dim=1, prepend=start[:, None])
-    return start[:, None] + wrap(steps).cumsum(1)
+def unwrap(angles: Tensor) -> Tensor:
+    """Take jumps of 2 pi out of angles (B, T, K) along time."""
+    turns = (angles.diff(dim=1) / (2 * math.pi)).round().cumsum(1)
+    return torch.cat([angles[:, :1], angles[:, 1:] - 2 * math.pi * turns], dim=1)
 
 
-def same_hemisphere(quaternions: Tensor, start: Tensor | None = None) -> Tensor:
-    """Flip signs in quaternions (B, T, 4) so that neighbours lie on one side; the first begins near ``start``.
+def same_hemisphere(quaternions: Tensor) -> Tensor:
+    """Flip signs in quaternions (B, T, 4) so that neighbours lie on one side.
 
-    Without ``start``, the component of the first one that is largest is made positive.
+    The component of the first one that is largest is made positive.
     """
-    if start is None:
-        largest = quaternions[:, 0].abs().argmax(-1, keepdim=True)  # (B, 1)
-        start = quaternions[:, 0] * quaternions[:, 0].gather(1, largest).sign()
-    before = torch.cat([start[:, None], quaternions[:, :-1]], dim=1)
+    first = quaternions[:, :1]
+    largest = first.abs().argmax(-1, keepdim=True)  # (B, 1, 1)
+    before = torch.cat([first * first.gather(-1, largest).sign(), quaternions[:, :-1]], dim=1)
     turned = torch.where((before * quaternions).sum(-1) < 0, -1.0, 1.0).to(quaternions)  # (B, T)
     return quaternions * turned.cumprod(1)[:, :, None]
 
 
-def make_action_tokenizer(text: str, *, horizon: int, dims: int, **given: Any) -> ActionTokenizer:
+def make_action_tokenizer(
+    text: str,
+    *,
+    horizon: int,
+    dims: int,
+    grippers: Sequence[int] = (),
+    angles: Sequence[int] = (),
+    quaternions: Sequence[int] = (),
+) -> ActionTokenizer:
     """Make a tokenizer that ``fit`` has not seen yet.
 
     Args:
-        text: ``bspline``, ``binning`` or ``fast``, followed by what differs from its defaults:
-            ``bspline,num_basis=10,degree=4``.
+        text: ``bspline``, ``binning`` or ``fast``, followed by what differs from its defaults or from what is given
+            here: ``bspline,num_basis=10,degree=4``.
         horizon: Steps of a chunk.
         dims: Action dimensions.
-        **given: Arguments that all or some of them take (``angles``, ``quaternions``, ``grippers``); those a class
-            does not take are left out.
+        grippers: Columns that are open or closed.
+        angles: Columns that are angles.
+        quaternions: First columns of quaternions.
 
     Raises:
         UnknownNameError: No such tokenizer.
-        ConfigError: An argument the tokenizer does not take.
+        ConfigError: An argument the tokenizer does not take, or a value of another kind.
     """
     name, *pairs = re.split(r",(?![^\[]*\])", text)  # not inside a list
     cls = _tokenizers().get(name.strip())
     if cls is None:
         raise UnknownNameError("action tokenizer", name.strip(), _tokenizers())
-    arguments = {key: value for key, value in given.items() if key in cls.fields}
+    arguments: dict[str, Any] = {"grippers": grippers, "angles": angles, "quaternions": quaternions}
+    known = [field for field in cls.fields if field not in ("horizon", "dims")]
     for pair in pairs:
         key, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or key not in cls.fields:
+        if not equals or key not in known:
             raise ConfigError(
-                f"tokenizer {text!r}: {pair!r} must be one of {', '.join(cls.fields)}, followed by = and a value."
+                f"tokenizer {text!r}: {pair.strip()!r} must be one of {', '.join(known)}, followed by = and a value."
             )
         try:
             arguments[key] = json.loads(value)
         except json.JSONDecodeError:
             arguments[key] = value
-    return cls(**{"horizon": horizon, "dims": dims, **arguments})
+        default = inspect.signature(cls).parameters[key].default
+        kind = next((kind for kind in _KINDS if isinstance(default, kind)), None)
+        if kind and not (isinstance(arguments[key], kind) and isinstance(arguments[key], bool) == (kind is bool)):
+            raise ConfigError(f"tokenizer {text!r}: {key} must be {_KINDS[kind]}, got {value!r}.")
+    return cls(horizon=horizon, dims=dims, **arguments)
+
+
+_KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    (float, int): "a number",
+    str: "a word",
+    (tuple, list): "a list of numbers",
+}
+"""Kinds of arguments, first the narrower ones."""
 
 
 def _tokenizers() -> dict[str, Any]:
