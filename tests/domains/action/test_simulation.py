@@ -113,7 +113,7 @@ def line(monkeypatch):
 
 
 class Chasing:
-    """Goes to the goal in chunks of three steps."""
+    """Goes to the goal in chunks of three steps, and closes the gripper on the way."""
 
     horizon = 3
     history = 2
@@ -126,7 +126,8 @@ class Chasing:
         assert set(tasks) == {"reach the target"}
         self.starts.append(start)
         steps = (states[:, -1, 1] - states[:, -1, 0])[:, None] * [0.5, 0.25, 0.125]
-        return np.stack([steps] + [0 * steps] * (self.width - 1), axis=2).astype(np.float32)
+        others = (states[:, -1, 0] > 0)[:, None] * np.ones(3)
+        return np.stack([steps] + [others] * (self.width - 1), axis=2).astype(np.float32)
 
 
 class Constant:
@@ -261,11 +262,14 @@ def test_what_is_kept_of_rollouts(line):
     np.testing.assert_array_equal(rollouts.success, near[:, -1])
     np.testing.assert_array_equal(rollouts.first, 1 + near.argmax(1))
     assert rollouts.success.all()
+    np.testing.assert_array_equal(rollouts.jerk, rms_jerk(rollouts.gripper, 4.0))
+    np.testing.assert_array_equal(rollouts.action_jerk, rms_jerk(rollouts.actions[..., :1], 4.0))
+    assert rollouts.jerk[1:].min() > 0.3
     assert rollouts.notes == ()
     assert len(rollouts.frames) == 0
     far = rollout(Chasing(), "Line", episodes=1, seed=100)
     assert far.first.tolist() == [-1]
-    assert far.actions.max() == pytest.approx(0.3)  # within the bounds
+    assert far.actions[..., 0].max() == pytest.approx(0.3)  # within the bounds
     assert len(line) == 3
     assert all(env.closed for env in line)
 
