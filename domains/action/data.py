@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from vertebra.domains.base import BaseData, Items, Split
 from vertebra.domains.batching import Batch
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError
-from vertebra.tokenizers.action import ActionTokenizer, make_action_tokenizer
+from vertebra.tokenizers.action import QUANTILES, ActionTokenizer, make_action_tokenizer
 
 log = logging.getLogger("vertebra")
 
@@ -161,7 +161,7 @@ class ActionData(BaseData):
         val_episodes: Episodes of ``root`` for validation, as a range of their numbers, ``45:50``.
         test_episodes: Likewise for testing.
         val_fraction: Share of the episodes for validation, where neither files nor ranges tell.
-        test_fraction: Share for testing, likewise.
+        test_fraction: Share for testing, likewise. What is left is for training, or of that what files say is.
         fps: Steps a second; None where the files tell.
         state: Feature, keys or columns of the states, for files with several; None for the format's usual one.
         action: Feature, key or columns of the actions, likewise.
@@ -172,6 +172,7 @@ class ActionData(BaseData):
         history: Observed steps H, the current one last.
         tokenizer: ``bspline``, ``binning`` or ``fast``, with what differs from its defaults:
             ``bspline,num_basis=5,initial=fit``.
+        quantiles: Shares of the training chunks' values below the tokenizer's bounds; 0 and 1 cut nothing off.
         grippers: Action columns that are open or closed, by name or number; None for those with gripper in the name.
         angles: Action columns that jump by 2 pi.
         quaternions: First columns of quaternions.
@@ -208,6 +209,7 @@ class ActionData(BaseData):
         horizon: int = 20,
         history: int = 1,
         tokenizer: str = "bspline",
+        quantiles: tuple[float, float] = QUANTILES,
         grippers: Columns | None = None,
         angles: Columns = (),
         quaternions: Columns = (),
@@ -231,12 +233,15 @@ class ActionData(BaseData):
         for name, value in (("horizon", horizon), ("history", history), ("every", every), ("image_size", image_size)):
             if value < 1:
                 raise ConfigError(f"ActionData: {name} must be at least 1, got {value}.")
+        if isinstance(relative, str) and relative not in ("none", "all"):
+            raise ConfigError(f"ActionData: relative must be none, all or a list of columns, got {relative!r}.")
         self.sources = {"train": _paths(root), "val": _paths(val), "test": _paths(test), "predict": _paths(predict)}
         self.ranges = {"val": _range(val_episodes), "test": _range(test_episodes)}
-        self.fractions = {"val": val_fraction, "test": test_fraction}
+        self.fractions = {"test": test_fraction, "val": val_fraction}
         self.fps, self.state, self.action, self.columns = fps, None if state is None else tuple(state), action, columns
         self.cameras, self.image_size = tuple(cameras), image_size
         self.horizon, self.history, self.tokenizer = horizon, history, tokenizer
+        self.quantiles = quantiles
         self.grippers = None if grippers is None else tuple(grippers)
         self.angles, self.quaternions = tuple(angles), tuple(quaternions)
         self.relative = relative if isinstance(relative, str) else tuple(relative)
@@ -250,11 +255,20 @@ class ActionData(BaseData):
             raise ConfigError(f"ActionData: the model is for {spec.domain}, not for actions.")
         parts: dict[str, Sequence[Episode]] = {}
         if spec is None or splits - {"predict"}:
-            whole = self._demonstrations("train", spec)
-            parts.update(self._divided(whole, spec))
+            own = {
+                split: self._even(self._demonstrations(split, spec)) for split in ("val", "test") if self.sources[split]
+            }
+            read = self._demonstrations("train", spec)
+            whole = self._even(dataclasses.replace(read, splits=self._shares(read, own)))
+            parts |= {split: [whole.episodes[n] for n in numbers] for split, numbers in whole.splits.items()}
+            parts |= {split: found.episodes for split, found in own.items()}
             spec = spec or self._spec_of(whole, parts["train"])
+            for found in (whole, *own.values()):
+                check_names(spec, found)
         if "predict" in splits and self.sources["predict"]:
-            parts["predict"] = self._demonstrations("predict", spec).episodes
+            found = self._even(self._demonstrations("predict", spec))
+            check_names(spec, found)
+            parts["predict"] = found.episodes
         horizon = int(spec.tokenizer["horizon"])
         return spec, {
             split: ActionItems(
@@ -277,7 +291,7 @@ class ActionData(BaseData):
     # ---------------------------------------------------------------- reading
 
     def _demonstrations(self, split: str, spec: ActionSpec | None) -> Demonstrations:
-        read = read_demonstrations(
+        return read_demonstrations(
             self.sources[split],
             fps=self.fps,
             state=self.state,
@@ -285,38 +299,41 @@ class ActionData(BaseData):
             cameras=self.cameras if spec is None else spec.cameras,
             columns=self.columns,
         )
+
+    def _even(self, read: Demonstrations) -> Demonstrations:
         found, notes = even(read, self.max_gap)
         for note in notes:
             log.warning("%s", note)
         self.left_out += notes
-        if spec is not None:
-            check_names(spec, found)
         return found
 
-    def _divided(self, whole: Demonstrations, spec: ActionSpec | None) -> dict[str, list[Episode]]:
-        """Share the episodes out: by files of their own, by range, as the files say, or at random."""
-        own = {split: self._demonstrations(split, spec) for split in ("val", "test") if self.sources[split]}
-        parts: dict[str, list[Episode]] = {split: list(read.episodes) for split, read in own.items()}
-        count, taken = len(whole.episodes), set[int]()
+    def _shares(self, read: Demonstrations, own: Collection[str]) -> dict[str, tuple[int, ...]]:
+        """Share the episodes out, but to splits with files of their own: by range, as the files say, or at random.
+
+        It is done before episodes are cut at gaps, so that the parts of one stay together.
+        """
+        count = len(read.episodes)
+        told = {split: set(numbers) for split, numbers in read.splits.items()}
+        training = told.get("train", set(range(count)).difference(*told.values()))
+        shares: dict[str, set[int]] = {}
+        for split, chosen in self.ranges.items():
+            if chosen is not None and split not in own:
+                shares[split] = set(range(count)[chosen])
+                if not shares[split]:
+                    raise DataError(f"ActionData: {split}_episodes holds none of the {count} episodes; correct it.")
+        if both := set.intersection(*shares.values()) if len(shares) > 1 else ():
+            raise ConfigError(f"ActionData: val_episodes and test_episodes must differ, and both hold {min(both)}.")
         shuffled = np.random.default_rng([self.seed, _SPLIT]).permutation(count).tolist()
-        for split in ("test", "val"):
-            if split in parts:
-                continue
-            if chosen := self.ranges[split]:
-                numbers = [n for n in range(count)[chosen] if n not in taken]
-            elif split in whole.splits:
-                numbers = [n for n in whole.splits[split] if n not in taken]
-            else:
-                known = {n for own in whole.splits.values() for n in own} - set(whole.splits.get("train", ()))
-                free = [n for n in shuffled if n not in taken | known]
-                numbers = sorted(free[: round(self.fractions[split] * count)])
-            taken |= set(numbers)
-            if numbers:
-                parts[split] = [whole.episodes[n] for n in numbers]
-        rest = [whole.episodes[n] for n in range(count) if n not in taken]
-        if not rest:
+        for split, fraction in self.fractions.items():
+            if split not in own and split not in shares:
+                taken = set[int]().union(*shares.values())
+                rest = training - taken
+                drawn = [n for n in shuffled if n in rest][: round(fraction * count)]
+                shares[split] = told[split] - taken if split in told else set(drawn)
+        shares["train"] = training.difference(*shares.values())
+        if not shares["train"]:
             raise DataError(f"ActionData: no episode of {count} is left for training; leave fewer for val and test.")
-        return {"train": rest, **parts}
+        return {split: tuple(sorted(numbers)) for split, numbers in shares.items() if numbers}
 
     def _spec_of(self, whole: Demonstrations, training: Sequence[Episode]) -> ActionSpec:
         names, states = whole.action_names, whole.state_names
@@ -332,6 +349,8 @@ class ActionData(BaseData):
             moved = {i for i in range(len(names)) if positions[i] >= 0} - {*grippers, *turning}
         else:
             moved = set() if self.relative == "none" else set(columns_of(names, self.relative, "data.relative"))
+        if turned := [names[i] for i in sorted(moved & turning)]:
+            raise ConfigError(f"data.relative: {turned[0]} is an angle or part of a quaternion; leave it out.")
         if alone := [names[i] for i in sorted(moved) if positions[i] < 0]:
             raise ConfigError(f"data.relative: {alone[0]} has no state of the same name; states: {', '.join(states)}.")
         stacked = np.concatenate([episode.states for episode in training]).astype(np.float64)
@@ -371,10 +390,12 @@ class ActionData(BaseData):
                         f"data.tokenizer: an enforced first position needs a state of the same name for every action "
                         f"but grippers, and {name} has none; use initial=free."
                     )
-        return dataclasses.replace(spec, tokenizer=fitted(tokenizer, training, spec).to_dict())
+        return dataclasses.replace(spec, tokenizer=fitted(tokenizer, training, spec, self.quantiles).to_dict())
 
 
-def fitted(tokenizer: ActionTokenizer, episodes: Sequence[Episode], spec: ActionSpec) -> ActionTokenizer:
+def fitted(
+    tokenizer: ActionTokenizer, episodes: Sequence[Episode], spec: ActionSpec, quantiles: tuple[float, float]
+) -> ActionTokenizer:
     """Fit a tokenizer to chunks of the episodes, relative where the spec says, evenly spread if there are many."""
     total = sum(len(episode) for episode in episodes)
     every = max(1, -(-total // _FITTED))
@@ -385,7 +406,7 @@ def fitted(tokenizer: ActionTokenizer, episodes: Sequence[Episode], spec: Action
         chunks.append((windows(episode, tokenizer.horizon)[0] - reference[:, None])[::every])
         starts.append((before - reference)[::every])
     start = torch.from_numpy(np.concatenate(starts)) if getattr(tokenizer, "initial", "free") != "free" else None
-    return tokenizer.fit(torch.from_numpy(np.concatenate(chunks)), start)
+    return tokenizer.fit(torch.from_numpy(np.concatenate(chunks)), start, quantiles=quantiles)
 
 
 def reference_of(spec: ActionSpec, states: Floats) -> Floats:
