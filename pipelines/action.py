@@ -82,6 +82,7 @@ class TokenizeActions(Pipeline):
         gripper: Columns that open and close, by name or number, also as a text with commas.
         angles: Columns that are angles in radians.
         quaternions: First of the four columns of each quaternion.
+        quantiles: Shares of the values below the bounds that are learnt; 0 and 1, which cut nothing off, when None.
         units: Unit of all columns, or of each; angles are ``rad`` where nothing is given.
         state: Where files keep the states; None for the usual place.
         action: Where files keep the actions; None for the usual place.
@@ -106,6 +107,7 @@ class TokenizeActions(Pipeline):
         gripper: str | Sequence[str | int] = (),
         angles: str | Sequence[str | int] = (),
         quaternions: str | Sequence[str | int] = (),
+        quantiles: Sequence[float] | None = None,
         units: str | Sequence[str] = (),
         state: str | None = None,
         action: str | None = None,
@@ -123,6 +125,8 @@ class TokenizeActions(Pipeline):
         if figures < 0:
             raise ConfigError(f"{self.name}: figures must be 0 or more, got {figures}.")
         self.columns = {"grippers": _listed(gripper), "angles": _listed(angles), "quaternions": _listed(quaternions)}
+        low, high = (0.0, 1.0) if quantiles is None else quantiles
+        self.quantiles = (float(low), float(high))
         self.units = tuple(units.split(",") if isinstance(units, str) and units else units)
         self.state, self.action, self.fps = state, action, fps
         self.steps_per_second, self.figures = steps_per_second, figures
@@ -160,6 +164,8 @@ class TokenizeActions(Pipeline):
         add("--model", metavar="NAME|DIR", help="use this model's tokenizer instead")
         add("--horizon", type=int, metavar="N", help="steps of a chunk (default: 20)")
         add("--every", type=int, metavar="N", help="steps from one chunk to the next (default: the horizon)")
+        add("--quantiles", type=float, nargs=2, metavar=("LOW", "HIGH"),
+            help="shares of the values below the bounds (default: 0 1, which cuts nothing off)")  # fmt: skip
         add("--steps-per-second", type=float, metavar="HZ", help="rate of actions from tokens (default: as they were)")
         group = parser.add_argument_group("columns, by name or number, with commas between")
         add = group.add_argument
@@ -302,8 +308,8 @@ class TokenizeActions(Pipeline):
         chunks = torch.from_numpy(np.concatenate([cut(a, self._starts(a), self.horizon) for a in all_actions]))
         if goes_on(tokenizer):
             origins = [origin(tokenizer, a, int(start)) for a in all_actions for start in self._starts(a)]
-            return tokenizer.fit(chunks, torch.from_numpy(np.stack(origins)))
-        return tokenizer.fit(chunks)
+            return tokenizer.fit(chunks, torch.from_numpy(np.stack(origins)), quantiles=self.quantiles)
+        return tokenizer.fit(chunks, quantiles=self.quantiles)
 
     def _starts(self, actions: Floats) -> Integers:
         return np.arange(0, len(actions), self.every)

@@ -22,6 +22,7 @@ def read_even(
     state: str | Sequence[str] | None,
     action: str | None,
     cameras: Sequence[str],
+    unknown_actions: Sequence[str] = (),
 ) -> Demonstrations:
     """Read the episodes of a file or folder, each on an even grid of time.
 
@@ -33,6 +34,7 @@ def read_even(
         state: Where files keep the states.
         action: Where files keep the actions.
         cameras: Whose pictures are wanted.
+        unknown_actions: As of ``read_demonstrations``.
 
     Raises:
         DataError: Nothing can be read.
@@ -40,7 +42,9 @@ def read_even(
     from vertebra.domains.action.data import even
     from vertebra.domains.action.sources import read_demonstrations
 
-    found = read_demonstrations([path], fps=fps, state=state, action=action, cameras=cameras)
+    found = read_demonstrations(
+        [path], fps=fps, state=state, action=action, cameras=cameras, unknown_actions=unknown_actions
+    )
     kept = {f"{episode.source or 'episode'}: {episode.name}" for episode in found.episodes}
     kept |= {str(path), str(path / "meta" / "info.json")}
     whole, told = even(found)

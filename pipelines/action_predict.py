@@ -6,9 +6,13 @@ Shapes: T steps of an episode, S state dimensions, D action dimensions, C decisi
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +45,8 @@ class _Group:
 
 @verb(
     "action/predict",
-    inputs="demonstrations (LeRobot folders, .npz, .csv, .hdf5, folders of these); none with --sim",
+    inputs="demonstrations (LeRobot folders, .npz, .csv, .hdf5, folders of these), also without actions but in .hdf5; "
+    "none with --sim",
     outputs=".csv, .parquet or .npz: a chunk of actions for every decision, OUT.json (errors by joint, time of a "
     "decision) and OUT.png; with --sim .csv: a row for every episode, OUT.json (success, jerk, time) and pictures",
     model="action_arm",
@@ -56,7 +61,8 @@ class PredictActions(Pipeline):
         device: See ``Pipeline``.
         batch_size: Most decisions at once.
         every: Steps from one decision to the next; None for those of a chunk, of which all are then used.
-        steps_per_second: Rate of the actions of a chunk; None for that of the demonstrations it has learnt from.
+        steps_per_second: Rate of the actions of a chunk, whose time stays the same; None for that of the
+            demonstrations the model has learnt from.
         state: Where files keep the states; None for the usual place.
         action: Where files keep the actions; None for the usual place.
         fps: Steps a second of files that do not say.
@@ -107,25 +113,33 @@ class PredictActions(Pipeline):
             if number < 0:
                 raise ConfigError(f"{self.name}: {name} must be 0 or more, got {number}.")
         self.spec = self.model.spec
-        steps = self.model.tokenizer.horizon
-        self.rate = self.spec.fps
+        steps, ratio = self.model.tokenizer.horizon, Fraction(1)
         if steps_per_second is not None:
-            if sim is not None:
-                raise ConfigError(f"{self.name}: a simulator has a rate of its own; leave steps_per_second out.")
             if not 0 < steps_per_second < 1e6:
                 raise ConfigError(f"{self.name}: steps_per_second must be above 0, got {steps_per_second}.")
-            # A chunk goes from its first step to its last, whatever the rate.
-            steps = 1 + round((steps - 1) / self.spec.fps * steps_per_second)
-            self.rate = steps_per_second
-        if steps < 2:
-            raise ConfigError(f"{self.name}: steps_per_second={steps_per_second} leaves a chunk of one step; raise it.")
-        self.runner = PolicyRunner(self.model, self.device, steps)
+            ratio = Fraction(steps_per_second / self.spec.fps).limit_denominator(1000)
+            if (steps - 1) * ratio < 1:
+                raise ConfigError(
+                    f"{self.name}: steps_per_second={steps_per_second} leaves a chunk of one step; raise it."
+                )
+        # of a step's ``numerator`` parts, each ``denominator``-th is a step of the other rate
+        self.rate, self.taken = self.spec.fps * float(ratio), ratio.denominator
+        self.runner = PolicyRunner(self.model, self.device, (steps - 1) * ratio.numerator + 1)
         self.every = self.model.tokenizer.horizon if every is None else every
         self.state, self.action, self.fps, self.figures = state, action, fps, figures
         self.sim, self.episodes, self.parallel, self.seed, self.frames = sim, episodes, parallel, seed, frames
         self.execute, self.ensemble = execute, ensemble
         self.notes: list[str] = []
         """What was mended in the files of a run."""
+        of_sim = {"execute": execute, "ensemble": ensemble}
+        of_files = {"every": every, "steps_per_second": steps_per_second, "state": state, "action": action, "fps": fps}
+        for given, reason in ((of_sim, "is for a simulator"), (of_files, "is for files, not for a simulator")):
+            if (sim is None) == (given is of_sim):
+                for name, option in given.items():
+                    if option is not None:
+                        raise ConfigError(f"{self.name}: {name} {reason}; leave it out.")
+        if sim is not None:
+            self._check_sim(sim)
 
     @classmethod
     def add_arguments(cls, parser: argparse.ArgumentParser) -> None:
@@ -165,7 +179,14 @@ class PredictActions(Pipeline):
 
         self._check_inputs()
         found = read_even(
-            path, bad, self.notes, fps=self.fps, state=self.state, action=self.action, cameras=self.spec.cameras
+            path,
+            bad,
+            self.notes,
+            fps=self.fps,
+            state=self.state,
+            action=self.action,
+            cameras=self.spec.cameras,
+            unknown_actions=self.spec.action_names,
         )
         check_names(self.spec, found)
         for episode in found.episodes:
@@ -176,6 +197,18 @@ class PredictActions(Pipeline):
         from vertebra.domains.action.episodes import Episode
 
         self._check_inputs()
+        if isinstance(value, Episode):
+            self._check_episode(value)
+        else:
+            value = self._episode(value, f"episode_{index}")
+        yield Item(file="", record=value.name, data=value, size=len(value))
+
+    def _episode(self, value: Any, name: str) -> Episode:
+        """An episode of states (T, S) alone."""
+        from vertebra.domains.action.episodes import Episode
+
+        if self.spec.cameras:
+            raise DataError(f"{self.name}: the policy sees {', '.join(self.spec.cameras)}; give an Episode, with images.")
         if not isinstance(value, Episode):
             try:
                 states = np.asarray(value, dtype=np.float32)
@@ -187,7 +220,7 @@ class PredictActions(Pipeline):
                     f"{type(value).__name__}{f' of shape {states.shape}' if states.size else ''}."
                 )
             value = Episode(
-                name=f"episode_{index}",
+                name=name,
                 states=states,
                 actions=np.full((len(states), len(self.spec.action_names)), np.nan, np.float32),
                 times=np.arange(len(states)) / self.spec.fps,
@@ -195,10 +228,71 @@ class PredictActions(Pipeline):
             )
         yield Item(file="", record=value.name, data=value, size=len(value))
 
+    def _check_episode(self, episode: Episode) -> None:
+        from vertebra.domains.action.reading import check_observed, frame_rate
+
+        check_observed(episode)
+        spec = self.spec
+        for what, values, names in (
+            ("states", episode.states, spec.state_names), ("actions", episode.actions, spec.action_names)
+        ):  # fmt: skip
+            if values.shape[1:] != (len(names),):
+                raise DataError(f"{episode.name}: {what} must be (T, {len(names)}), got {values.shape}; give all columns.")
+        if lost := [camera for camera in spec.cameras if camera not in episode.images]:
+            raise DataError(f"{episode.name}: has no images of the camera {lost[0]!r}, which the policy sees; give them.")
+        rate = frame_rate([episode.times])
+        if rate is not None and abs(rate - spec.fps) > 0.01 * spec.fps:
+            raise DataError(f"{episode.name}: has {rate:g} steps a second, the model acts at {spec.fps:g}; resample it.")
+
+    def prepared(self, items: Iterator[Item], bad: Bad) -> Iterator[Item]:
+        """Give each episode a name of its own."""
+        self.notes = []
+        seen: Counter[str] = Counter()
+        for item in items:
+            seen[item.record] += 1
+            again = seen[item.record]
+            yield item if again == 1 else dataclasses.replace(item, record=f"{item.record}.{again}")
+
+    # ---------------------------------------------------------------- simulators
+
+    def _check_sim(self, name: str) -> None:
+        """Refuse a task that the policy is not for, and settings that it does not allow."""
+        from vertebra.domains.action.control import Controller
+        from vertebra.domains.action.simulation import find_task
+
+        task, spec = find_task(name), self.spec
+        for what, mine, its in (
+            ("states", spec.state_names, task.state_names), ("actions", spec.action_names, task.action_names)
+        ):  # fmt: skip
+            if mine != its:
+                raise ConfigError(
+                    f"{self.name}: {task.name} has the {what} {', '.join(its)}, and the policy {', '.join(mine)}; "
+                    "choose a task, or a model, of the same robot."
+                )
+        if abs(spec.fps - task.fps) > 0.01 * spec.fps:
+            raise ConfigError(
+                f"{self.name}: {task.name} has {task.fps:g} steps a second, and the policy {spec.fps:g}; train one at its rate."
+            )
+        if spec.tasks and task.text not in spec.tasks:
+            raise ConfigError(
+                f"{self.name}: {task.name} is to {task.text!r}, and the policy knows {', '.join(spec.tasks)} alone."
+            )
+        if self.frames > task.steps + 1:
+            raise ConfigError(f"{self.name}: frames must be at most {task.steps + 1}, got {self.frames}.")
+        Controller(self.runner, 1, execute=self.execute, ensemble=self.ensemble)
+
     def without_input(self, bad: Bad) -> Iterator[Item]:
         """Yield the simulated episodes, in groups."""
+        from vertebra.domains.action.simulation import find_task
+
         if self.sim is None:
             raise ConfigError(f"{self.name}: no input file given; name at least one, or a simulator's task by --sim.")
+        # what fails here fails for all of them
+        with contextlib.closing(find_task(self.sim).make("test")) as env:
+            env.reset(self.seed)
+            shown = env.images()
+        if lost := [camera for camera in self.spec.cameras if camera not in shown]:
+            raise ConfigError(f"{self.name}: {self.sim} has no camera {lost[0]!r}, which the policy sees; choose another.")
         for first in range(0, self.episodes, self.parallel):
             count = min(self.parallel, self.episodes - first)
             record = f"{self.sim}: episodes {first + 1} to {first + count}"
@@ -240,6 +334,7 @@ class PredictActions(Pipeline):
             names=self.spec.action_names,
             truth=episode.actions if np.isfinite(episode.actions).all() else None,
             held=self._held(episode, steps),
+            tokenizer=self.model.tokenizer,
         )
         made.details = {"steps": len(episode), "decisions": len(steps), "decision_ms": 1e3 * float(np.median(seconds))}
         made.details |= made.errors()
@@ -247,26 +342,29 @@ class PredictActions(Pipeline):
 
     def _ask(self, episode: Episode, steps: NDArray[np.int64]) -> NDArray[np.float32]:
         """Chunks (C, H, D) for what was observed up to ``steps`` (C,)."""
-        from vertebra.domains.action.data import starts_of
-
         behind = np.maximum(steps[:, None] + np.arange(1 - self.spec.history, 1), 0)
         states = episode.states[behind]  # (C, observed, S)
-        before = episode.actions[np.maximum(steps - 1, 0)]
-        known = (steps > 0) & np.isfinite(before).all(1)
-        start = np.where(known[:, None], before, starts_of(self.spec, states[:, -1]))
         images = {
             camera: np.stack([np.asarray(episode.images[camera][int(step)]) for step in steps])[:, None]
             for camera in self.spec.cameras
         }
-        return self.runner(states, images, [episode.task] * len(steps), start.astype(np.float32))
+        chunks = self.runner(states, images, [episode.task] * len(steps), self._before(episode, steps))
+        return chunks[:, :: self.taken]
+
+    def _before(self, episode: Episode, steps: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The actions before, (C, D); where there is none, or it is not known, what staying would be."""
+        from vertebra.domains.action.data import starts_of
+
+        before = episode.actions[np.maximum(steps - 1, 0)]
+        known = (steps > 0) & np.isfinite(before).all(1)
+        return np.where(known[:, None], before, starts_of(self.spec, episode.states[steps]))
 
     def _held(self, episode: Episode, steps: NDArray[np.int64]) -> NDArray[np.float32]:
         """What staying at the current state would be, (C, D); where there is none, the action before."""
         from vertebra.domains.action.data import starts_of
 
         here = starts_of(self.spec, episode.states[steps])
-        columns = np.array(self.spec.positions)
-        return np.where(columns >= 0, here, np.nan_to_num(episode.actions[np.maximum(steps - 1, 0)]))
+        return np.where(np.array(self.spec.positions) >= 0, here, self._before(episode, steps))
 
     def _simulated(self, item: Item) -> Prediction:
         from vertebra.domains.action.simulation import rollout

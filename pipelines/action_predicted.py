@@ -17,7 +17,7 @@ import numpy as np
 
 from vertebra.pipelines import figures
 from vertebra.pipelines.action_figures import paths_figure, reconstruction_figure
-from vertebra.pipelines.action_tokens import Floats, Integers, Reals, short
+from vertebra.pipelines.action_tokens import Floats, Integers, Reals, beside, short
 from vertebra.pipelines.base import Item, Writer
 from vertebra.pipelines.files import Outputs
 from vertebra.pipelines.prediction import Prediction
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from vertebra.domains.action.simulation import Rollouts
     from vertebra.pipelines.action_predict import PredictActions
+    from vertebra.tokenizers.action import ActionTokenizer
 
 
 @dataclass(eq=False)
@@ -41,6 +42,7 @@ class PredictedActions(Prediction):
         names: The D names of the columns.
         truth: What was done, (T, D); None where it is not known.
         held: What staying in place would be, (C, D).
+        tokenizer: Knows which columns are angles and quaternions.
     """
 
     steps: Integers = dataclasses.field(kw_only=True)
@@ -50,18 +52,19 @@ class PredictedActions(Prediction):
     names: tuple[str, ...] = dataclasses.field(kw_only=True)
     truth: Floats | None = dataclasses.field(kw_only=True)
     held: Floats = dataclasses.field(kw_only=True)
+    tokenizer: ActionTokenizer = dataclasses.field(kw_only=True)
 
     def figure(self) -> Figure:
         """Draw the chunks over what was done; of chunks that overlap, the steps up to the next decision."""
-        last = int(self.steps[-1]) + self.value.shape[1]
-        ends = [*self.steps[1:].tolist(), last if self.truth is None else len(self.truth)]
-        same = self.rate == self.fps
+        firsts = np.round(self.steps * self.rate / self.fps).astype(int)  # steps at the rate of the chunks
+        truth = self.truth if self.rate == self.fps else None
+        ends = [*firsts[1:].tolist(), firsts[-1] + self.value.shape[1] if truth is None else len(truth)]
         pieces = [
-            (int(step), chunk[: max(1, int(end - step)) if same else None])
-            for step, chunk, end in zip(self.steps, self.value, ends, strict=True)
+            (int(first), chunk[: max(1, int(end - first))])
+            for first, chunk, end in zip(firsts, self.value, ends, strict=True)
         ]
         return reconstruction_figure(
-            self.truth if same else None, pieces, names=self.names, errors=self.details.get("rmse"), fps=self.fps,
+            truth, pieces, names=self.names, errors=self.details.get("rmse"), fps=self.rate,
             title=f"{self.name}: {len(self.steps):,} decisions", label="predicted",
         )  # fmt: skip
 
@@ -73,8 +76,10 @@ class PredictedActions(Prediction):
         places = self.steps[:, None] + np.arange(self.value.shape[1])  # (C, H)
         real = (places < len(self.truth))[..., None]
         true = self.truth[np.minimum(places, len(self.truth) - 1)]
+        guesses = (self.value, np.broadcast_to(self.held[:, None], true.shape))
         errors = [
-            ((guess - true) ** 2 * real).sum((0, 1), dtype=np.float64) for guess in (self.value, self.held[:, None])
+            ((beside(guess, true, self.tokenizer) - true) ** 2 * real).sum((0, 1), dtype=np.float64)
+            for guess in guesses
         ]
         return errors[0], errors[1], int(real.sum())
 
@@ -147,8 +152,8 @@ class ChunkFiles(Writer):
             table = csv.writer(self.file, lineterminator="\n")
             columns = self._columns()
             table.writerow(columns)
-            for row in zip(*columns.values(), strict=True):
-                table.writerow([f"{value:.7g}" if isinstance(value, float) else value for value in row])
+            for episode, step, when, *values in zip(*columns.values(), strict=True):
+                table.writerow([episode, step, f"{when:.6f}", *(f"{value:.7g}" for value in values)])
         else:
             import pyarrow
             import pyarrow.parquet
@@ -182,7 +187,7 @@ class ChunkFiles(Writer):
             "timestamp": [t for made in self.made for t in (made.times[:, None] + ahead).ravel().tolist()],
         }
         for i, name in enumerate(first.names):
-            columns[name] = [v for made in self.made for v in made.value[..., i].ravel().tolist()]
+            columns[f"action.{name}" if name in columns else name] = [v for made in self.made for v in made.value[..., i].ravel().tolist()]
         return columns
 
 
@@ -205,20 +210,22 @@ class RolloutFiles(Writer):
 
         if not self.parts:
             return
-        whole = joined(self.parts)
+        seeds = np.concatenate([part.seed + np.arange(len(part)) for part in self.parts])
+        # a group that could not be played leaves a hole, behind which the others move up
+        places = self.parts[0].seed + np.cumsum([0, *map(len, self.parts)])
+        whole = joined([dataclasses.replace(p, seed=int(s)) for p, s in zip(self.parts, places, strict=False)])
         table = csv.writer(self.file, lineterminator="\n")
         table.writerow(["episode", "seed", "success", "ever", "steps_to_success", "jerk", "action_jerk"])
-        rows = zip(whole.success, whole.ever, whole.first, whole.jerk, whole.action_jerk, strict=True)
-        for number, (success, ever, first, jerk, action_jerk) in enumerate(rows):
-            steps = int(first) if ever else ""
-            table.writerow(
-                [number, whole.seed + number, int(success), int(ever), steps, f"{jerk:.6g}", f"{action_jerk:.6g}"]
-            )
         pipeline = self.pipeline
+        rows = zip(seeds.tolist(), whole.success, whole.ever, whole.first, whole.jerk, whole.action_jerk, strict=True)
+        for seed, success, ever, first, jerk, action_jerk in rows:
+            steps = int(first) if ever else ""
+            number = seed - pipeline.seed
+            table.writerow([number, seed, int(success), int(ever), steps, f"{jerk:.6g}", f"{action_jerk:.6g}"])
         facts: dict[str, Any] = {
             "pipeline": pipeline.name,
             "task": whole.task,
-            "execute": pipeline.execute or pipeline.runner.horizon,
+            "execute": pipeline.execute or (pipeline.runner.horizon if pipeline.ensemble is None else 1),
             "ensemble": pipeline.ensemble,
             **{k: short(v) if isinstance(v, float) else v for k, v in whole.summary().items()},
         }

@@ -21,6 +21,8 @@ from vertebra.tokenizers.base import Tokenizer
 
 NONE = -1
 """What stands behind the end of a chunk that has fewer tokens than others."""
+QUANTILES = (0.01, 0.99)
+"""Shares of the values that lie below the bounds, as published."""
 
 
 class ActionTokenizer(Tokenizer):
@@ -84,8 +86,14 @@ class ActionTokenizer(Tokenizer):
         """Whether ``fit`` has been called, or its results were given."""
 
     @abstractmethod
-    def fit(self, chunks: Tensor, start: Tensor | None = None) -> Self:
-        """Return a tokenizer that has learnt what it needs from chunks (B, T, D); ``start`` as in ``encode``."""
+    def fit(self, chunks: Tensor, start: Tensor | None = None, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
+        """Return a tokenizer that has learnt what it needs from chunks.
+
+        Args:
+            chunks: Actions (B, T, D) in their units.
+            start: As in ``encode``.
+            quantiles: Shares of the values below the bounds; (0, 1) cuts none of them off.
+        """
 
     @abstractmethod
     def clipped(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:

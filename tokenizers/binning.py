@@ -14,10 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vertebra.errors import ConfigError, DataError, ShapeError
-from vertebra.tokenizers.action import ActionTokenizer, ContinuousTokenizer
-
-QUANTILES = (0.01, 0.99)
-"""Shares of the values that lie below the bounds of a dimension."""
+from vertebra.tokenizers.action import QUANTILES, ActionTokenizer, ContinuousTokenizer
 
 Bounds = tuple[float, ...]
 

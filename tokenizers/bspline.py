@@ -21,8 +21,8 @@ from scipy.interpolate import BSpline
 from torch import Tensor
 
 from vertebra.errors import ConfigError, DataError, ShapeError
-from vertebra.tokenizers.action import ContinuousTokenizer, same_hemisphere, wrap
-from vertebra.tokenizers.binning import QUANTILES, checked_grippers, checked_steps
+from vertebra.tokenizers.action import QUANTILES, ContinuousTokenizer, same_hemisphere, wrap
+from vertebra.tokenizers.binning import checked_grippers, checked_steps
 
 Reals = NDArray[np.float64]
 Initial = Literal["free", "overwrite", "fit"]

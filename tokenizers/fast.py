@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vertebra.errors import ConfigError, DataError, MissingExtraError, ShapeError
-from vertebra.tokenizers.action import NONE, ActionTokenizer
-from vertebra.tokenizers.binning import QUANTILES, checked_bounds, checked_grippers, checked_steps, quantile_bounds
+from vertebra.tokenizers.action import NONE, QUANTILES, ActionTokenizer
+from vertebra.tokenizers.binning import checked_bounds, checked_grippers, checked_steps, quantile_bounds
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -83,7 +83,7 @@ def test_what_is_written_and_its_measures(text, sample, tmp_path):
     cuts = chunks_of(sample)
     chunks = torch.from_numpy(np.concatenate([c for c, _ in cuts]))
     real = np.concatenate([r for _, r in cuts])
-    tokenizer = make_action_tokenizer(text, horizon=20, dims=3, grippers=(2,)).fit(chunks)
+    tokenizer = make_action_tokenizer(text, horizon=20, dims=3, grippers=(2,)).fit(chunks, quantiles=(0, 1))
     ids = tokenizer.encode(chunks)
     counts = (ids >= 0).sum(1)
     decoded = tokenizer.decode(ids).numpy()
@@ -360,6 +360,15 @@ def test_an_enforced_start_of_relative_actions(tmp_path):
     np.testing.assert_allclose(one.tokens.origins[1:, 1], moved, atol=1e-6)
     np.testing.assert_allclose(one.tokens.origins[1:, 0] + actions[10::10], decoded[:-1, -1], atol=1e-6)
     assert np.abs(decoded.reshape(40, 2) - actions).mean() < 0.05
+
+
+def test_quantiles_cut_off_what_is_rare():
+    actions = np.cumsum(np.random.default_rng(0).normal(size=(200, 2)), axis=0).astype(np.float32)
+    whole, cut = (pipeline("action/tokenize", quantiles=q)(actions) for q in (None, (0.1, 0.9)))
+    assert whole.details["clipped"] == 0
+    assert cut.details["clipped"] == pytest.approx(0.2, abs=0.05)
+    with pytest.raises(ConfigError, match=r"^fit: quantiles must be two numbers from 0 to 1, the lower first, got"):
+        pipeline("action/tokenize", quantiles=(0.9, 0.1))(actions)
 
 
 def test_every_call_learns_its_own_bounds():
