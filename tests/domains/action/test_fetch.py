@@ -220,14 +220,21 @@ def test_policies_that_do_not_get_there():
 # ---------------------------------------------------------------- pictures
 
 
-@pytest.mark.usefixtures("simulator", "_short")
+@pytest.fixture
+def _egl(simulator):
+    try:
+        importlib.import_module("mujoco.egl").GLContext(8, 8).free()
+    except Exception as error:
+        pytest.skip(f"EGL does not work here: {error}")
+
+
+@pytest.mark.usefixtures("_egl", "_short")
 def test_pictures_change_nothing(monkeypatch):
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     policy = ExpertPolicy("FetchPush")
     for _ in range(2):  # the graphics are given back
         drawn = rollout(policy, "FetchPush", episodes=2, parallel=1, frames=3, seed=4)
-        if drawn.notes:
-            pytest.skip(drawn.notes[0])
+        assert drawn.notes == ()
         assert drawn.frames.shape == (3, 240, 240, 3)
         assert drawn.frames.dtype == np.uint8
         assert all(frame.std() > 10 for frame in drawn.frames)
