@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vertebra.domains.action.episodes import Demonstrations, Episode, Floats, Frames, LeftOut
 from vertebra.domains.action.lerobot_writing import CHUNK, DATA_PATHS, VIDEO_PATHS, write_lerobot
+from vertebra.domains.action.reading import check_observed, no_actions
 from vertebra.domains.action.video import EncodedFrames, VideoFrames, can_read_videos
 from vertebra.errors import ConfigError, DataError, MissingExtraError
 
@@ -46,14 +47,15 @@ class _Wanted:
     """What is read of each episode, and how."""
 
     state: Mapping[str, int]  # features, and their columns
-    action: tuple[str, int]
+    action: str  # empty where there is none
+    action_width: int
     cameras: Mapping[str, str]  # features by name
     fps: float
     tasks: Mapping[int, str]
 
     def columns(self) -> list[str]:
         usual = ("timestamp", "frame_index", "task_index", "episode_index")
-        return [*self.state, self.action[0], *self.cameras.values(), *usual]
+        return [*self.state, *filter(None, [self.action]), *self.cameras.values(), *usual]
 
 
 def is_lerobot(folder: Path) -> bool:
@@ -69,6 +71,7 @@ def read_lerobot(
     cameras: tuple[str, ...] | None = None,
     extra_state: tuple[str, ...] = (),
     limit: int | None = None,
+    unknown_actions: Sequence[str] = (),
 ) -> Demonstrations:
     """Read a data set of LeRobot, of version 2.0, 2.1 or 3.0.
 
@@ -84,6 +87,8 @@ def read_lerobot(
             episode has and can be read.
         extra_state: Further features, put behind the state.
         limit: Read no more episodes than this.
+        unknown_actions: Names of the actions of a data set without the feature, which are then NaN; without names such
+            a one is refused.
 
     Raises:
         DataError: The folder is no such data set, lacks a feature that was named, or no episode can be read.
@@ -96,9 +101,14 @@ def read_lerobot(
     features = info["features"]
     where = folder / "meta" / "info.json"
     keys = ((state,) if state else ()) + extra_state
-    for key in (*keys, action):
+    action_names = tuple(unknown_actions)
+    if unknown_actions and action not in features:
+        action = ""
+    for key in filter(None, (*keys, action)):
         _need_vector(where, features, key)
-    notes: list[LeftOut] = []
+    if action:
+        action_names = _names(action, features[action])
+    notes: list[LeftOut] = [] if action else [no_actions(folder)]
     listed = _list_v3(folder, info, notes) if info["major"] == 3 else _list_v2(folder, info)
     there = [each for each in listed if each.path.is_file()]
     if not there:
@@ -109,7 +119,8 @@ def read_lerobot(
     chosen = _choose_cameras(where, features, cameras, there, notes)
     wanted = _Wanted(
         state={key: math.prod(features[key]["shape"]) for key in keys},
-        action=(action, math.prod(features[action]["shape"])),
+        action=action,
+        action_width=len(action_names),
         cameras=chosen,
         fps=float(info["fps"]),
         tasks=_read_tasks(folder),
@@ -124,7 +135,10 @@ def read_lerobot(
             if isinstance(content, Exception):
                 raise DataError(f"{each.path}: {name}: {_why(each.path, content)}; copy it again or leave it out.")
             episode = _episode(name, each, content, wanted)
-            episode.check()
+            if action:
+                episode.check()
+            else:
+                check_observed(episode)
         except DataError as e:
             notes.append(_left_out(f"{each.path}: {name}", e))
             continue
@@ -139,7 +153,7 @@ def read_lerobot(
         episodes=tuple(episodes),
         fps=wanted.fps,
         state_names=_state_names(features, keys),
-        action_names=_names(action, features[action]),
+        action_names=action_names,
         robot=str(info.get("robot_type") or ""),
         splits=_splits(where, info.get("splits"), places, notes),
         left_out=tuple(notes),
@@ -428,7 +442,9 @@ def _read_each(listed: Sequence[_Listed], wanted: _Wanted) -> Iterator[tuple[_Li
 def _episode(name: str, listed: _Listed, table: pa.Table, wanted: _Wanted) -> Episode:
     where = f"{listed.path}: {name}"
     states = [_numbers(where, table, key, width) for key, width in wanted.state.items()]
-    actions = _numbers(where, table, *wanted.action)
+    actions = np.full((len(table), wanted.action_width), np.nan)
+    if wanted.action:
+        actions = _numbers(where, table, wanted.action, wanted.action_width)
     if "timestamp" in table.column_names:
         stamps = _numbers(where, table, "timestamp", 1)[:, 0].astype(np.float64)
     elif "frame_index" in table.column_names:

@@ -6,6 +6,7 @@ Shapes: T steps of an episode, S state dimensions, D action dimensions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 import re
@@ -28,11 +29,11 @@ _LONGEST_STEP = 2.0  # seconds; no robot is told what to do less often, but mill
 
 @dataclass
 class Part:
-    """An episode as a file has it; without states or times where the file has none."""
+    """An episode as a file has it; without states, actions or times where the file has none."""
 
     name: str
     states: Floats | None
-    actions: Floats
+    actions: Floats | None
     times: NDArray[np.float64] | None
     task: str = ""
     images: dict[str, Frames] = field(default_factory=dict)
@@ -76,6 +77,20 @@ def refused(where: str, error: DataError) -> LeftOut:
     return LeftOut(where, rule, advice) if semicolon else LeftOut(where, advice)
 
 
+def check_observed(episode: Episode) -> None:
+    """Check an episode whose actions are not known, and therefore not finite.
+
+    Raises:
+        DataError: As ``Episode.check``.
+    """
+    dataclasses.replace(episode, actions=np.zeros_like(episode.actions)).check()
+
+
+def no_actions(where: Path) -> LeftOut:
+    """The note that a file has no actions."""
+    return LeftOut(str(where), "has no actions", "what is predicted is compared with nothing")
+
+
 def frame_rate(times: Sequence[NDArray[np.float64]]) -> float | None:
     """Steps a second of episodes (T,) in seconds, from the steps that are about as long as their median.
 
@@ -110,11 +125,11 @@ def assemble(
     robot: str,
     left: list[LeftOut],
 ) -> Demonstrations:
-    """Make episodes of what a file has.
+    """Make episodes of what a file has; actions that it does not have are NaN.
 
     Args:
         path: The file.
-        parts: What it has.
+        parts: What it has; of states and actions one at least.
         state_names: Names of the S state dimensions.
         action_names: Names of the D action dimensions.
         fps: Steps a second; None for what the times tell.
@@ -136,22 +151,28 @@ def assemble(
         raise ConfigError(f"{path}: no time stamps tell how many steps a second has; set fps.")
     episodes = []
     for part in parts:
-        times = np.arange(len(part.actions)) / rate if part.times is None else part.times
-        states = part.states
+        states, actions = part.states, part.actions
         if states is None:
-            states = np.concatenate([part.actions[:1], part.actions[:-1]])
+            assert actions is not None
+            states = np.concatenate([actions[:1], actions[:-1]])
+        if actions is None:
+            actions = np.full((len(states), len(action_names)), np.nan, np.float32)
+        times = np.arange(len(actions)) / rate if part.times is None else part.times
         episode = Episode(
             name=part.name,
             source=str(path),
             states=states,
-            actions=part.actions,
+            actions=actions,
             times=times - times[:1],
             task=part.task,
             images=part.images,
         )
         where = f"{path}: {part.name}"
         try:
-            episode.check()
+            if part.actions is None:
+                check_observed(episode)
+            else:
+                episode.check()
         except DataError as e:
             left.append(refused(where, e))
             continue
@@ -161,6 +182,8 @@ def assemble(
             left.append(LeftOut(where, "has no states", advice))
     if not episodes:
         raise DataError(str(left[0]))
+    if parts[0].actions is None:
+        left.append(no_actions(path))
     return Demonstrations(
         episodes=tuple(episodes),
         fps=rate,

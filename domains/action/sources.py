@@ -33,6 +33,7 @@ def read_demonstrations(
     cameras: Sequence[str] | None = None,
     columns: ColumnMap | None = None,
     limit: int | None = None,
+    unknown_actions: Sequence[str] = (),
 ) -> Demonstrations:
     """Read demonstrations of one robot from files and folders.
 
@@ -49,6 +50,8 @@ def read_demonstrations(
         cameras: Names of the cameras; None for all.
         columns: Which columns of a CSV mean what; ``state`` and ``action`` go before.
         limit: Most episodes to read.
+        unknown_actions: Names of the actions where LeRobot, .npz or .csv holds observations alone; the actions are then
+            NaN. Without names, or where ``action`` names them, such data is refused.
 
     Raises:
         ConfigError: No path, ``limit`` below 1, or steps a second that neither ``fps`` nor a file tells.
@@ -59,6 +62,7 @@ def read_demonstrations(
     check_rate(fps)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, got {limit}.")
+    unnamed = tuple(unknown_actions) if action is None else ()
     keys = None if state is None else (state,) if isinstance(state, str) else tuple(state)
     table = columns or ColumnMap()
     if state is not None:
@@ -88,12 +92,20 @@ def read_demonstrations(
                 cameras=None if cameras is None else tuple(cameras),
                 extra_state=tuple(more),
                 limit=most,
+                unknown_actions=unnamed,
             )
         if ending in HDF5_ENDINGS:
             return read_hdf5(place, state=keys or (), action=action or "actions", cameras=cameras, fps=fps, limit=most)
         if ending in TABLE_ENDINGS:
-            return read_csv(place, columns=table, fps=fps)
-        return read_npz(place, state=keys or "states", action=action or "actions", cameras=cameras, fps=fps)
+            return read_csv(place, columns=table, fps=fps, unknown_actions=unnamed)
+        return read_npz(
+            place,
+            state=keys or "states",
+            action=action or "actions",
+            cameras=cameras,
+            fps=fps,
+            unknown_actions=unnamed,
+        )
 
     found: list[tuple[Path, Demonstrations]] = []
     left: list[LeftOut] = []

@@ -66,6 +66,7 @@ def read_npz(
     action: str = "actions",
     cameras: Sequence[str] | None = None,
     fps: float | None = None,
+    unknown_actions: Sequence[str] = (),
 ) -> Demonstrations:
     """Read an archive of one episode, or of several behind one another with ``episode_ends`` (E,), their ends.
 
@@ -79,6 +80,8 @@ def read_npz(
         action: Key of the actions.
         cameras: Names of those that are read; None for all.
         fps: Steps a second; None for what the file tells.
+        unknown_actions: Names of the actions of an archive without the array, which are then NaN; without names such a
+            one is refused.
 
     Raises:
         ConfigError: Neither the file nor ``fps`` tells the steps a second.
@@ -88,12 +91,18 @@ def read_npz(
     path = Path(path)
     keys = (state,) if isinstance(state, str) else tuple(state)
     arrays = _load(path, {*keys, action}, cameras)
-    actions = matrix(_get(path, arrays, action), f"{path}: {action}")
-    action_names = _names(path, arrays, "action_names", numbered(action, actions.shape[1]))
+    actions, names = None, tuple(unknown_actions)
+    if not unknown_actions or _key(arrays, action):
+        actions = matrix(_get(path, arrays, action), f"{path}: {action}")
+        names = numbered(action, actions.shape[1])
+    action_names = _names(path, arrays, "action_names", names)
     states, state_names = None, stand_in(action_names)
-    if keys != ("states",) or _key(arrays, "states"):
+    what, steps = action, 0 if actions is None else len(actions)
+    if actions is None or keys != ("states",) or _key(arrays, "states"):
         found = {key: matrix(_get(path, arrays, key), f"{path}: {key}") for key in keys}
-        _check_lengths(path, found, len(actions))
+        if actions is None:
+            what, steps = keys[0], len(found[keys[0]])
+        _check_lengths(path, found, what, steps)
         states = np.concatenate(list(found.values()), axis=1)
         state_names = tuple(name for key, part in found.items() for name in numbered(key, part.shape[1]))
         state_names = _names(path, arrays, "state_names", state_names)
@@ -110,9 +119,9 @@ def read_npz(
     if missing := [name for name in cameras or () if name not in images]:
         there = ", ".join(key[7:] for key in arrays if _is_picture(key, None))
         raise DataError(f"{path}: there are no images of {missing[0]}; cameras: {there or 'none'}.")
-    _check_lengths(path, {"timestamps": times} | {f"images of {k}": v for k, v in images.items()}, len(actions))
+    _check_lengths(path, {"timestamps": times} | {f"images of {k}": v for k, v in images.items()}, what, steps)
 
-    edges, single = _edges(path, arrays.get("episode_ends"), len(actions))
+    edges, single = _edges(path, arrays.get("episode_ends"), what, steps)
     tasks = [str(text) for text in arrays.get("tasks", arrays.get("task", np.array(""))).ravel()]
     if len(tasks) not in (1, len(edges)):
         raise DataError(f"{path}: tasks must be one for each of the {len(edges):,} episodes, got {len(tasks):,}.")
@@ -120,7 +129,7 @@ def read_npz(
         Part(
             path.stem if single else f"{path.stem}_{number}",
             None if states is None else states[rows],
-            actions[rows],
+            None if actions is None else actions[rows],
             None if times is None else times[rows],
             tasks[number if len(tasks) > 1 else 0],
             {name: frames[rows] for name, frames in images.items()},
@@ -210,13 +219,13 @@ def _names(path: Path, arrays: dict[str, NDArray[Any]], key: str, default: tuple
     return tuple(map(str, names))
 
 
-def _check_lengths(path: Path, arrays: dict[str, Any], steps: int) -> None:
+def _check_lengths(path: Path, arrays: dict[str, Any], what: str, steps: int) -> None:
     for name, array in arrays.items():
         if array is not None and len(array) != steps:
-            raise DataError(f"{path}: {name} has {len(array):,} steps, but actions has {steps:,}; write both again.")
+            raise DataError(f"{path}: {name} has {len(array):,} steps, but {what} has {steps:,}; write both again.")
 
 
-def _edges(path: Path, ends: NDArray[Any] | None, steps: int) -> tuple[list[slice], bool]:
+def _edges(path: Path, ends: NDArray[Any] | None, what: str, steps: int) -> tuple[list[slice], bool]:
     """Rows of each episode, and whether the file is one episode."""
     if ends is None:
         return [slice(0, steps)], True
@@ -225,7 +234,7 @@ def _edges(path: Path, ends: NDArray[Any] | None, steps: int) -> tuple[list[slic
     edges = [0, *map(int, ends)]
     if sorted(edges) != edges or edges[-1] != steps:
         raise DataError(
-            f"{path}: episode_ends must not fall and end with the {steps:,} steps of actions, got "
+            f"{path}: episode_ends must not fall and end with the {steps:,} steps of {what}, got "
             f"{', '.join(map(str, edges[1:4]))} .. {edges[-1]}."
         )
     return [slice(first, last) for first, last in itertools.pairwise(edges)], False
@@ -238,7 +247,13 @@ def _is_picture(key: str, cameras: Sequence[str] | None) -> bool:
 # ---------------------------------------------------------------- CSV
 
 
-def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float | None = None) -> Demonstrations:
+def read_csv(
+    path: str | Path,
+    *,
+    columns: ColumnMap | None = None,
+    fps: float | None = None,
+    unknown_actions: Sequence[str] = (),
+) -> Demonstrations:
     """Read a table with a step a row, columns set apart by comma, semicolon or tab, names in the first line.
 
     A row that cannot be used loses its episode, and no other one. Where there are no columns of the state, the action
@@ -248,6 +263,8 @@ def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float |
         path: The file, in UTF-8.
         columns: Which columns mean what.
         fps: Steps a second; None for what the time stamps tell.
+        unknown_actions: Names of the actions of a table without such columns, which are then NaN; without names such a
+            one is refused.
 
     Raises:
         ConfigError: Neither time stamps nor ``fps`` tell the steps a second.
@@ -264,9 +281,12 @@ def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float |
     if doubled := [name for name in header if name and header.count(name) > 1]:
         raise DataError(f"{path}, line 1: there are two columns {doubled[0]!r}; rename one.")
     time, episode, task = (_optional(path, header, columns, what) for what in ("time", "episode", "task"))
-    actions = _columns(path, header, columns.action, {time, episode, task})
+    actions: dict[int, str] = {}
+    named = columns.action != ColumnMap.action or any(_begins(name, "action") for name in header)
+    if named or not unknown_actions:
+        actions = _columns(path, header, columns.action, {time, episode, task})
     states: dict[int, str] = {}
-    if columns.state != ColumnMap.state or any(_begins(name, "state") for name in header):
+    if not actions or columns.state != ColumnMap.state or any(_begins(name, "state") for name in header):
         states = _columns(path, header, columns.state, {time, episode, task, *actions})
     first_number = int(time is not None)
     table = _Table(path, header, episode, task, [*([] if time is None else [time]), *states, *actions])
@@ -287,12 +307,12 @@ def read_csv(path: str | Path, *, columns: ColumnMap | None = None, fps: float |
             Part(
                 _episode_name(path, own),
                 plain[:, : len(states)] if states else None,
-                plain[:, len(states) :],
+                plain[:, len(states) :] if actions else None,
                 None if time is None else values[:, 0],
                 table.tasks[own],
             )
         )
-    action_names = tuple(actions.values())
+    action_names = tuple(actions.values()) or tuple(unknown_actions)
     return assemble(path, parts, tuple(states.values()) or stand_in(action_names), action_names, fps, "", left)
 
 

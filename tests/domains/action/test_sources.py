@@ -1,6 +1,8 @@
 import dataclasses
+import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from vertebra.domains.action import lerobot
@@ -146,12 +148,14 @@ def test_lerobot_folders_are_found_and_joined(tmp_path, no_lerobot):
     assert (found.robot, found.left_out) == ("arm", ())
     assert no_lerobot[0] == {
         "state": "observation.state", "action": "action", "cameras": None, "extra_state": (), "limit": None,
+        "unknown_actions": (),
     }  # fmt: skip
     found = read_demonstrations([tmp_path], state=["q", "force"], action="u", cameras=["top"], fps=5, limit=5)
     assert found.splits == {"train": (0, 1, 3, 4), "val": (2,)}
     assert found.fps == 5
     assert no_lerobot[-1] == {
         "state": "q", "action": "u", "cameras": ("top",), "extra_state": ("force",), "limit": 2,
+        "unknown_actions": (),
     }  # fmt: skip
 
 
@@ -191,3 +195,84 @@ def test_hdf5_is_read_too(tmp_path):
     found = read_demonstrations([tmp_path], limit=3)
     assert names(found) == ["a.hdf5/demo_0", "demo_1", "b.h5/demo_0"]
     assert found.fps == 20
+
+
+# ---------------------------------------------------------------- observations alone
+
+
+def observed(folder, kind):
+    """The episode of ``made`` without its actions."""
+    folder.mkdir(exist_ok=True)
+    if kind == "npz":
+        path = folder / "a.npz"
+        np.savez(path, states=np.ones((4, 3)), timestamps=np.arange(4) / 10)
+    elif kind == "csv":
+        path = folder / "a.csv"
+        write_csv(path, [made("a")])
+        rows = [line.split(",")[:-2] for line in path.read_text().splitlines()]
+        path.write_text("".join(",".join(row) + "\n" for row in rows))
+    else:
+        path = folder / "set"
+        lerobot.write_lerobot(path, _set())
+        info = json.loads((path / "meta/info.json").read_text())
+        del info["features"]["action"]
+        (path / "meta/info.json").write_text(json.dumps(info))
+        file = next(path.glob("data/*/*.parquet"))
+        pq.write_table(pq.read_table(file).drop_columns("action"), file)
+    return path
+
+
+def _set():
+    states = ("state_0", "state_1", "state_2")
+    return Demonstrations(episodes=(made("a"),), fps=10.0, state_names=states, action_names=("action_0", "action_1"))
+
+
+@pytest.mark.parametrize("kind", ["npz", "csv", "lerobot"])
+def test_observations_without_actions_are_read_where_names_are_given(kind, tmp_path):
+    path = observed(tmp_path / kind, kind)
+    with pytest.raises(
+        DataError, match=r"there is no array 'actions'|is called 'action' or|no vector feature 'action'"
+    ):
+        read_demonstrations([path])
+    found = read_demonstrations([path], unknown_actions=["left", "right"])
+    (own,) = found.episodes
+    assert (found.action_names, found.fps, len(found.state_names)) == (("left", "right"), 10, 3)
+    assert own.actions.shape == (4, 2)
+    assert np.isnan(own.actions).all()
+    assert own.actions.dtype == np.float32
+    assert (own.states == made().states).all()
+    assert own.times == pytest.approx(made().times)
+    assert str(found.left_out[0]) == f"{path}: has no actions; what is predicted is compared with nothing."
+    with pytest.raises(DataError, match="'cmd'"):  # a name that the user gave must be there
+        read_demonstrations([path], action="cmd", unknown_actions=["left", "right"])
+
+
+def test_names_do_no_harm_where_there_are_actions(tmp_path):
+    put(tmp_path, "a.npz", "b.csv")
+    lerobot.write_lerobot(tmp_path / "set", _set())
+    for name in ("a.npz", "b.csv", "set"):
+        found = read_demonstrations([tmp_path / name], unknown_actions=["left", "right"])
+        assert found.action_names == ("action_0", "action_1")
+        assert (found.episodes[0].actions == 0).all()
+        assert found.left_out == ()
+
+
+def test_observations_are_checked_all_the_same(tmp_path):
+    path, states, wanted = tmp_path / "a.npz", np.ones((4, 3)), {"unknown_actions": ["left"]}
+    np.savez(path, timestamps=np.arange(4) / 10)
+    with pytest.raises(DataError, match=r"there is no array 'states'; arrays: timestamps\.$"):
+        read_demonstrations([path], **wanted)
+    np.savez(path, states=states, timestamps=np.arange(5) / 10)
+    with pytest.raises(DataError, match=r"timestamps has 5 steps, but states has 4; write both again\.$"):
+        read_demonstrations([path], **wanted)
+    np.savez(path, states=states, fps=10, action_names=["left", "right"])
+    with pytest.raises(DataError, match=r"action_names must be 1 texts"):
+        read_demonstrations([path], **wanted)
+    states[2] = np.nan
+    np.savez(path, states=states, fps=10)
+    with pytest.raises(DataError, match=r"a\.npz: a: states is not finite at step 2; mend or leave it out\.$"):
+        read_demonstrations([path], **wanted)
+    path = tmp_path / "b.csv"
+    path.write_text("timestamp,x\n0,1\n0.1,2\n")
+    with pytest.raises(DataError, match=r"no free column is called 'state' or begins so"):
+        read_demonstrations([path], **wanted)
