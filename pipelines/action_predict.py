@@ -106,6 +106,7 @@ class PredictActions(Pipeline):
         from vertebra.domains.action.model import ActionPolicy
 
         assert isinstance(self.model, ActionPolicy)
+        self.tokenizer = self.model.tokenizer
         for name, value in (("every", every), ("episodes", episodes), ("parallel", parallel), ("execute", execute)):
             if value is not None and value < 1:
                 raise ConfigError(f"{self.name}: {name} must be at least 1, got {value}.")
@@ -113,7 +114,7 @@ class PredictActions(Pipeline):
             if number < 0:
                 raise ConfigError(f"{self.name}: {name} must be 0 or more, got {number}.")
         self.spec = self.model.spec
-        steps, ratio = self.model.tokenizer.horizon, Fraction(1)
+        steps, ratio = self.tokenizer.horizon, Fraction(1)
         if steps_per_second is not None:
             if not 0 < steps_per_second < 1e6:
                 raise ConfigError(f"{self.name}: steps_per_second must be above 0, got {steps_per_second}.")
@@ -125,7 +126,7 @@ class PredictActions(Pipeline):
         # of a step's ``numerator`` parts, each ``denominator``-th is a step of the other rate
         self.rate, self.taken = self.spec.fps * float(ratio), ratio.denominator
         self.runner = PolicyRunner(self.model, self.device, (steps - 1) * ratio.numerator + 1)
-        self.every = self.model.tokenizer.horizon if every is None else every
+        self.every = self.tokenizer.horizon if every is None else every
         self.state, self.action, self.fps, self.figures = state, action, fps, figures
         self.sim, self.episodes, self.parallel, self.seed, self.frames = sim, episodes, parallel, seed, frames
         self.execute, self.ensemble = execute, ensemble
@@ -197,18 +198,6 @@ class PredictActions(Pipeline):
         from vertebra.domains.action.episodes import Episode
 
         self._check_inputs()
-        if isinstance(value, Episode):
-            self._check_episode(value)
-        else:
-            value = self._episode(value, f"episode_{index}")
-        yield Item(file="", record=value.name, data=value, size=len(value))
-
-    def _episode(self, value: Any, name: str) -> Episode:
-        """An episode of states (T, S) alone."""
-        from vertebra.domains.action.episodes import Episode
-
-        if self.spec.cameras:
-            raise DataError(f"{self.name}: the policy sees {', '.join(self.spec.cameras)}; give an Episode, with images.")
         if not isinstance(value, Episode):
             try:
                 states = np.asarray(value, dtype=np.float32)
@@ -220,12 +209,13 @@ class PredictActions(Pipeline):
                     f"{type(value).__name__}{f' of shape {states.shape}' if states.size else ''}."
                 )
             value = Episode(
-                name=name,
+                name=f"episode_{index}",
                 states=states,
                 actions=np.full((len(states), len(self.spec.action_names)), np.nan, np.float32),
                 times=np.arange(len(states)) / self.spec.fps,
                 task=self.spec.tasks[0] if len(self.spec.tasks) == 1 else "",
             )
+        self._check_episode(value)
         yield Item(file="", record=value.name, data=value, size=len(value))
 
     def _check_episode(self, episode: Episode) -> None:
@@ -237,12 +227,18 @@ class PredictActions(Pipeline):
             ("states", episode.states, spec.state_names), ("actions", episode.actions, spec.action_names)
         ):  # fmt: skip
             if values.shape[1:] != (len(names),):
-                raise DataError(f"{episode.name}: {what} must be (T, {len(names)}), got {values.shape}; give all columns.")
+                raise DataError(
+                    f"{episode.name}: {what} must be (T, {len(names)}), got {values.shape}; give all columns."
+                )
         if lost := [camera for camera in spec.cameras if camera not in episode.images]:
-            raise DataError(f"{episode.name}: has no images of the camera {lost[0]!r}, which the policy sees; give them.")
+            raise DataError(
+                f"{episode.name}: has no images of the camera {lost[0]!r}, which the policy sees; give them."
+            )
         rate = frame_rate([episode.times])
         if rate is not None and abs(rate - spec.fps) > 0.01 * spec.fps:
-            raise DataError(f"{episode.name}: has {rate:g} steps a second, the model acts at {spec.fps:g}; resample it.")
+            raise DataError(
+                f"{episode.name}: has {rate:g} steps a second, the model acts at {spec.fps:g}; resample it."
+            )
 
     def prepared(self, items: Iterator[Item], bad: Bad) -> Iterator[Item]:
         """Give each episode a name of its own."""
@@ -271,7 +267,8 @@ class PredictActions(Pipeline):
                 )
         if abs(spec.fps - task.fps) > 0.01 * spec.fps:
             raise ConfigError(
-                f"{self.name}: {task.name} has {task.fps:g} steps a second, and the policy {spec.fps:g}; train one at its rate."
+                f"{self.name}: {task.name} has {task.fps:g} steps a second, and the policy {spec.fps:g}; train one at "
+                "its rate."
             )
         if spec.tasks and task.text not in spec.tasks:
             raise ConfigError(
@@ -292,7 +289,9 @@ class PredictActions(Pipeline):
             env.reset(self.seed)
             shown = env.images()
         if lost := [camera for camera in self.spec.cameras if camera not in shown]:
-            raise ConfigError(f"{self.name}: {self.sim} has no camera {lost[0]!r}, which the policy sees; choose another.")
+            raise ConfigError(
+                f"{self.name}: {self.sim} has no camera {lost[0]!r}, which the policy sees; choose another."
+            )
         for first in range(0, self.episodes, self.parallel):
             count = min(self.parallel, self.episodes - first)
             record = f"{self.sim}: episodes {first + 1} to {first + count}"
@@ -334,7 +333,7 @@ class PredictActions(Pipeline):
             names=self.spec.action_names,
             truth=episode.actions if np.isfinite(episode.actions).all() else None,
             held=self._held(episode, steps),
-            tokenizer=self.model.tokenizer,
+            tokenizer=self.tokenizer,
         )
         made.details = {"steps": len(episode), "decisions": len(steps), "decision_ms": 1e3 * float(np.median(seconds))}
         made.details |= made.errors()

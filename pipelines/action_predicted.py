@@ -187,7 +187,9 @@ class ChunkFiles(Writer):
             "timestamp": [t for made in self.made for t in (made.times[:, None] + ahead).ravel().tolist()],
         }
         for i, name in enumerate(first.names):
-            columns[f"action.{name}" if name in columns else name] = [v for made in self.made for v in made.value[..., i].ravel().tolist()]
+            columns[f"action.{name}" if name in columns else name] = [
+                v for made in self.made for v in made.value[..., i].ravel().tolist()
+            ]
         return columns
 
 
