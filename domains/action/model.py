@@ -44,7 +44,7 @@ class ActionPolicy(DomainModel):
         vision: See ``ObservationEncoder``.
         patch_size: See ``ObservationEncoder``.
         observation_noise: ``noise`` of the ``ObservationEncoder``.
-        dropout: Share of the embedded tokens that is zeroed in training.
+        dropout: Share of the numbers that enter the backbone that is zeroed in training.
         arguments: The subclass's other arguments.
     """
 
@@ -214,7 +214,7 @@ class DecoderPolicy(LevelPolicy):
         vision: See ``ObservationEncoder``.
         patch_size: See ``ObservationEncoder``.
         observation_noise: ``noise`` of the ``ObservationEncoder``.
-        dropout: Share of the embedded tokens that is zeroed in training.
+        dropout: Share of the numbers that enter the backbone that is zeroed in training.
 
     Raises:
         ConfigError: The decoding does not go with the backbone or the tokenizer.
@@ -285,7 +285,8 @@ class DecoderPolicy(LevelPolicy):
         else:
             assert ids is not None
             before = F.pad(ids, (1, 0), value=self.begin)
-            own = self._embed(torch.stack([before, torch.arange(before.shape[1]).expand_as(before)], dim=-1))
+            places = torch.arange(before.shape[1], device=before.device).expand_as(before)
+            own = self._embed(torch.stack([before, places], dim=-1))
         y = self.backbone(self.dropout(torch.cat([seen, own], dim=1)))[:, seen.shape[1] :]
         return self.queries.read(y) if self.decoding == "parallel" else self.head(y)
 
@@ -325,7 +326,7 @@ class DecoderPolicy(LevelPolicy):
 
     def _embed(self, inputs: Tensor) -> Tensor:
         """Map ids and their places (B, T, 2) to features (B, T, D)."""
-        return self.embed(inputs[..., 0]) + self.places(inputs[..., 1].to(inputs.device))
+        return self.embed(inputs[..., 0]) + self.places(inputs[..., 1])
 
 
 class _Grammar:
@@ -376,7 +377,7 @@ class EncoderDecoderPolicy(LevelPolicy):
         vision: See ``ObservationEncoder``.
         patch_size: See ``ObservationEncoder``.
         observation_noise: ``noise`` of the ``ObservationEncoder``.
-        dropout: Share of the embedded tokens that is zeroed in training.
+        dropout: Share of the numbers that enter the backbone that is zeroed in training.
     """
 
     def __init__(
@@ -442,7 +443,7 @@ class CVAEPolicy(ActionPolicy):
         vision: See ``ObservationEncoder``.
         patch_size: See ``ObservationEncoder``.
         observation_noise: ``noise`` of the ``ObservationEncoder``.
-        dropout: Share of the embedded tokens that is zeroed in training.
+        dropout: Share of the numbers that enter the backbone that is zeroed in training.
     """
 
     def __init__(

@@ -63,8 +63,7 @@ class ObservationEncoder(nn.Module):
         self.start = nn.Linear(len(spec.action_names), dim) if spec.past_action else None
         self.task_embed = nn.Embedding(len(spec.tasks), dim) if spec.tasks else None
         self.camera = CameraEncoder(spec, dim, vision, patch_size) if spec.cameras else None
-        self.positions = nn.Parameter(torch.zeros(self.plain_tokens, dim))
-        nn.init.normal_(self.positions, std=0.02)
+        self.positions = nn.Parameter(0.02 * torch.randn(self.plain_tokens, dim)) if self.plain_tokens else None
 
     @property
     def plain_tokens(self) -> int:
@@ -74,8 +73,8 @@ class ObservationEncoder(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
-        names = {"positions"} | ({"task_embed.weight"} if self.task_embed is not None else set())
-        return names | ({"camera.positions"} if self.camera is not None else set())
+        names = {"positions", "task_embed.weight"} & {name for name, _ in self.named_parameters()}
+        return names | (set() if self.camera is None else {f"camera.{n}" for n in self.camera.no_weight_decay()})
 
     def forward(self, observation: Observation) -> Tensor:
         """Map an observation to tokens (B, P, D).
@@ -99,7 +98,7 @@ class ObservationEncoder(nn.Module):
             tokens.append(self.start(self._noisy(away))[:, None])
         if self.task_embed is not None:
             tokens.append(self.task_embed(observation["tasks"])[:, None])
-        plain = [torch.cat(tokens, dim=1) + self.positions] if tokens else []
+        plain = [] if self.positions is None else [torch.cat(tokens, dim=1) + self.positions]
         if self.camera is not None:
             plain.append(self.camera(observation["images"]))
         return torch.cat(plain, dim=1)
@@ -109,7 +108,17 @@ class ObservationEncoder(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """Pictures of all cameras to tokens, with a learned vector for each place and camera."""
+    """Pictures of all cameras to tokens, with a learned vector for each place and camera.
+
+    Args:
+        spec: Facts about the data.
+        dim: D.
+        vision: See ``ObservationEncoder``.
+        patch_size: See ``ObservationEncoder``.
+
+    Raises:
+        ConfigError: As in ``ObservationEncoder``.
+    """
 
     def __init__(self, spec: ActionSpec, dim: int, vision: str, patch_size: int) -> None:
         super().__init__()
@@ -122,16 +131,24 @@ class CameraEncoder(nn.Module):
             places = (size // patch_size) ** 2
         elif vision.startswith("timm:"):
             name, fields = split_name(vision.removeprefix("timm:"))
-            config = timm_config(name, fields)
-            self.model = config.create()
-            with torch.no_grad():
-                self.model.eval()
-                places = self._features(torch.zeros(1, 3, size, size)).shape[1]
+            self.model = timm_config(name, {"size": [size, size], **fields}).create().eval()
+            own = list(self.model.parameters())
+            with torch.enable_grad():
+                features = self._features(torch.zeros(1, 3, size, size))
+                used = torch.autograd.grad(features.sum(), own, allow_unused=True)
+            for parameter, grad in zip(own, used, strict=True):
+                parameter.requires_grad_(grad is not None)  # what only a classifier uses would never learn
+            places = features.shape[1]
             self.proj = nn.Linear(self.model.num_features, dim)
         else:
             raise ConfigError(f"vision must be patch or timm:NAME, got {vision!r}.")
         self.positions = nn.Parameter(torch.zeros(len(spec.cameras), places, dim))
         nn.init.normal_(self.positions, std=0.02)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay must leave alone."""
+        inner = self.model.no_weight_decay() if hasattr(getattr(self, "model", None), "no_weight_decay") else set()
+        return {"positions"} | {f"model.{name}" for name in inner}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images, uint8 (B, C, R, R, 3), to tokens (B, C * places, D)."""

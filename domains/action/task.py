@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,6 @@ class ActionPolicyTask(AveragedTask):
     """
 
     model: ActionPolicy
-    monitor_mode = "min"
 
     def __init__(
         self,
@@ -97,23 +97,32 @@ class ActionPolicyTask(AveragedTask):
         )
         if policy not in POLICIES:
             raise ConfigError(f"policy must be {', '.join(POLICIES)}, got {policy!r}.")
-        if decoding != "parallel" and policy != "decoder":
-            raise ConfigError(f"decoding={decoding} is for policy=decoder, got policy={policy}.")
         self.policy, self.monitor = policy, monitor
-        arguments: dict[str, Any] = {
+        self.monitor_mode = "max" if monitor.endswith("token_pred_acc") else "min"
+        self.arguments: dict[str, Any] = {
             "vision": vision,
             "patch_size": patch_size,
             "observation_noise": observation_noise,
             "dropout": dropout,
         }
         if grouped is not None:
-            arguments["grouped"] = grouped
-        if policy == "cvae":
-            arguments |= {"latent": latent, "kl_weight": kl_weight, "regression": regression}
-        else:
-            arguments |= {"readout": readout, "smoothing": smoothing}
-            arguments |= {"decoding": decoding} if policy == "decoder" else {"heads": heads}
-        self.arguments = arguments
+            self.arguments["grouped"] = grouped
+        own = {
+            "decoding": decoding,
+            "readout": readout,
+            "smoothing": smoothing,
+            "latent": latent,
+            "kl_weight": kl_weight,
+            "regression": regression,
+            "heads": heads,
+        }
+        defaults, takes = (inspect.signature(f).parameters for f in (ActionPolicyTask.__init__, POLICIES[policy]))
+        for name, value in own.items():
+            if name in takes:
+                self.arguments[name] = value
+            elif value != defaults[name].default:
+                others = [other for other, cls in POLICIES.items() if name in inspect.signature(cls).parameters]
+                raise ConfigError(f"{name}={value} is for policy={' or '.join(others)}, got policy={policy}.")
 
     def build_model(self, backbone: Backbone, spec: DataSpec) -> DomainModel:
         """As in ``BaseTask``."""
@@ -135,8 +144,11 @@ class ActionPolicyTask(AveragedTask):
         """As in ``MetricTask``."""
         assert isinstance(spec, ActionSpec)
         names = [self.arguments["regression"], "kl"] if self.policy == "cvae" else ["token_pred_acc"]
-        shape = (int(spec.tokenizer["horizon"]), len(spec.action_names))
-        errors = {"errors": ChunkErrors(*shape), "hold": ChunkErrors(*shape)}
+        about = spec.tokenizer
+        errors = {
+            name: ChunkErrors(about["horizon"], about["dims"], about["angles"], about["quaternions"])
+            for name in ("errors", "hold")
+        }
         return nn.ModuleDict({"loss": MeanMetric(), **{name: MeanMetric() for name in names}, **errors})
 
     def evaluate(self, metrics: Any, batch: Batch) -> None:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_demonstrations import ACTION_NAMES, STATE_NAMES, demonstrations, episode
+from made_demonstrations import ACTION_NAMES, SPEC, STATE_NAMES, demonstrations, episode
 
 from vertebra.domains.action.data import (
     ActionAugment,
@@ -78,19 +78,7 @@ def fetch(items, *indices, epoch=0):
 
 
 def items_of(episodes, horizon=3, every=1, seed=0, augment=None, **changes):
-    spec = {
-        "tokenizer": {},
-        "fps": 10.0,
-        "state_names": STATE_NAMES,
-        "action_names": ACTION_NAMES,
-        "state_mean": (0.0,) * 3,
-        "state_std": (1.0,) * 3,
-        "change_std": (1.0,) * 3,
-        "start_std": (1.0,) * 3,
-        "positions": (0, 1, -1),
-        "relative": (-1, -1, -1),
-    }
-    return ActionItems(episodes, ActionSpec(**{**spec, **changes}), horizon, seed, augment, every)
+    return ActionItems(episodes, ActionSpec(**{"tokenizer": {}, **SPEC, **changes}), horizon, seed, augment, every)
 
 
 # ---------------------------------------------------------------- windows
@@ -401,11 +389,14 @@ def test_many_chunks_are_thinned_out(monkeypatch):
     seen = []
 
     class Seen(BinningTokenizer):
-        def fit(self, chunks, start=None):
+        def fit(self, chunks, start=None, *, quantiles):
             seen.append(chunks)
-            return super().fit(chunks, start)
+            assert start is None
+            return super().fit(chunks, quantiles=quantiles)
 
-    fitted(Seen(horizon=2, dims=3), items.episodes, items.spec)
+    found = fitted(Seen(horizon=2, dims=3), items.episodes, items.spec, (0.0, 1.0))
+    assert found.low[0] == pytest.approx(0.01)
+    assert found.high[0] == pytest.approx(1.05)
     np.testing.assert_allclose(
         seen[0][:, 0, 0], [0.01, 0.05, 0.09, 0.13, 0.17, 0.21, 0.25, 0.29, 1.01, 1.05], rtol=1e-5
     )
