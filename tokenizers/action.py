@@ -76,9 +76,9 @@ class ActionTokenizer(Tokenizer):
         """L, tokens of a chunk; the most there can be where it varies."""
 
     @property
+    @abstractmethod
     def sizes(self) -> Tensor:
-        """Parts of a chunk that each id stands for, (V,); those of a chunk sum to ``length``."""
-        return torch.ones(self.vocab_size, dtype=torch.long)
+        """Parts of a chunk that each id stands for, (V,); those of a chunk sum to the most tokens, ``length``."""
 
     @property
     @abstractmethod
@@ -184,6 +184,11 @@ class ContinuousTokenizer(ActionTokenizer):
     def length(self) -> int:
         """L = N * D."""
         return self.groups * self.dims
+
+    @property
+    def sizes(self) -> Tensor:
+        """One part an id."""
+        return torch.ones(self.vocab_size, dtype=torch.long)
 
     @abstractmethod
     def to_unit(self, chunks: Tensor, start: Tensor | None = None) -> Tensor:

@@ -114,6 +114,18 @@ class FASTTokenizer(ActionTokenizer):
         """As in ``ActionTokenizer``."""
         return self.model is not None
 
+    @property
+    def sizes(self) -> Tensor:
+        """Coefficients that each id stands for, (V,); 0 for ids without a meaning.
+
+        Raises:
+            ConfigError: Not fitted.
+        """
+        self._must_be_fitted()
+        sizes = torch.zeros(self.vocab_size, dtype=torch.long)
+        sizes[: len(self._lengths)] = torch.from_numpy(self._lengths)
+        return sizes
+
     def fit(self, chunks: Tensor, start: Tensor | None = None, *, quantiles: tuple[float, float] = QUANTILES) -> Self:
         """Return a tokenizer that has learnt scale and merges from chunks (B, T, D); the same from the same.
 

@@ -53,6 +53,18 @@ def test_golden_error_through_the_ids(unit):
     assert ids.shape[1] < 60
 
 
+def test_sizes_of_ids_sum_to_the_chunk():
+    ids = FITTED.encode(chunks(20, seed=1))
+    sizes = FITTED.sizes
+    assert sizes.shape == (400,)
+    assert int(sizes.max()) > 1
+    assert (sizes[ids.clamp_min(0)] * (ids >= 0)).sum(1).tolist() == [48] * 20
+    few = FASTTokenizer(horizon=16, dims=3, vocab_size=400).fit(torch.zeros(4, 16, 3))
+    assert few.sizes[-1] == 0
+    with pytest.raises(ConfigError, match=r"^FASTTokenizer: there are no merges yet; use what fit\(chunks\) returns\.$"):
+        _ = FASTTokenizer(horizon=16, dims=3).sizes
+
+
 def test_coefficients_are_those_of_scipy():
     values = chunks()
     middle = (torch.tensor(FITTED.low) + torch.tensor(FITTED.high)) / 2
