@@ -101,7 +101,9 @@ def reconstruction_figure(
 def paths_figure(
     tip: Floats, carried: Floats | None, goals: Floats, success: NDArray[np.bool_], *, most: int = 60
 ) -> Figure:
-    """Draw paths of simulated episodes from above and from the side.
+    """Draw paths of simulated episodes from above and from the side, coloured by success.
+
+    Where something is carried, that is its path, and the gripper's is grey.
 
     Args:
         tip: Paths of the gripper in m, (E, T, 3).
@@ -114,9 +116,11 @@ def paths_figure(
     for axes, (x, y), view in zip(panels, ((0, 1), (0, 2)), ("from above", "from the side"), strict=True):
         for number in range(min(len(tip), most)):
             color = PALETTE[0] if success[number] else PALETTE[1]
-            axes.plot(tip[number, :, x], tip[number, :, y], color=MUTED, linewidth=0.5, alpha=0.6)
+            moved = tip if carried is None else carried
             if carried is not None:
-                axes.plot(carried[number, :, x], carried[number, :, y], color=color, linewidth=1.1)
+                axes.plot(tip[number, :, x], tip[number, :, y], color=MUTED, linewidth=0.5, alpha=0.6)
+                axes.plot(*carried[number, 0, [x, y]], marker="s", color=color, markersize=4, fillstyle="none")
+            axes.plot(moved[number, :, x], moved[number, :, y], color=color, linewidth=1.1)
             axes.plot(*goals[number, [x, y]], marker="o" if success[number] else "x", color=color, markersize=4)
         axes.set_xlabel("x (m)")
         axes.set_ylabel(f"{'xyz'[y]} (m)")
@@ -126,10 +130,15 @@ def paths_figure(
     figure.suptitle(f"{int(success.sum()):,} of {len(success):,} episodes reached the goal{shown}", x=0.01, ha="left")
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=MUTED, linewidth=0.8, label="gripper")]
+    lines = []
+    if carried is not None:
+        lines.append(Line2D([], [], color=MUTED, linewidth=0.8, label="gripper"))
+        lines.append(
+            Line2D([], [], color=MUTED, marker="s", fillstyle="none", markersize=4, linewidth=0, label="what is moved")
+        )
     for color, marker, text in ((PALETTE[0], "o", "goal reached"), (PALETTE[1], "x", "missed")):
         lines.append(Line2D([], [], color=color, marker=marker, markersize=4, linewidth=1.1, label=text))
-    figure.legend(handles=lines, loc="outside lower right", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles=lines, loc="outside lower right", ncols=len(lines), frameon=False, fontsize=9)
     return figure
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from vertebra.tokenizers.action import ActionTokenizer
 
 
+_GIF_RATE = 8.0
+"""Pictures a second."""
+
+
 @dataclass(eq=False)
 class PredictedActions(Prediction):
     """Chunks for one episode; ``value`` holds them, (C, H, D).
@@ -241,4 +245,4 @@ class RolloutFiles(Writer):
             picture = io.BytesIO()
             filmstrip(whole.frames).save(picture, "PNG")
             self.outputs.write(self.outputs.side(".film.png"), picture.getvalue())
-            self.outputs.write(self.outputs.side(".gif"), gif_bytes(whole.frames))
+            self.outputs.write(self.outputs.side(".gif"), gif_bytes(whole.frames, _GIF_RATE))

@@ -21,6 +21,7 @@ from vertebra.domains.action.tables import write_csv, write_npz
 from vertebra.domains.saving import save_model
 from vertebra.errors import ConfigError, DataError, UnknownNameError
 from vertebra.pipelines import figures
+from vertebra.pipelines.action_figures import paths_figure
 from vertebra.pipelines.action_predict import PredictActions
 from vertebra.pipelines.base import PipelineInterrupted, pipeline
 from vertebra.tokenizers.action import make_action_tokenizer
@@ -586,6 +587,31 @@ def test_an_interrupted_simulation_keeps_what_is_finished(reacher, played, tmp_p
         work(reacher, sim="ArmReach", episodes=6, parallel=2, seed=10).run([], tmp_path / "r.csv")
     assert len(rows_of(tmp_path / "r.csv.partial")) == 4
     assert names(tmp_path) == ["r.csv.json.partial", "r.csv.partial", "r.csv.png.partial"]
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_paths_are_drawn_from_above_and_from_the_side(carries):
+    rng = np.random.default_rng(0)
+    tip, block = rng.normal(size=(2, 5, 8, 3)).astype(np.float32)
+    goals, success = rng.normal(size=(5, 3)).astype(np.float32), np.array([1, 0, 1, 1, 0], bool)
+    figure = paths_figure(tip, block if carries else None, goals, success, most=3)
+    assert figure.get_suptitle() == "3 of 5 episodes reached the goal; the first 3 are drawn"
+    for axes, (x, y) in zip(figure.axes, ((0, 1), (0, 2)), strict=True):
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("x (m)", f"{'xyz'[y]} (m)")
+        assert len(axes.lines) == 3 * (4 if carries else 2)
+        for number in range(3):
+            own = axes.lines[number * len(axes.lines) // 3 :][: len(axes.lines) // 3]
+            path, goal = own[-2:]
+            moved = block if carries else tip
+            np.testing.assert_array_equal(path.get_xydata(), moved[number][:, [x, y]])
+            np.testing.assert_array_equal(goal.get_xydata(), goals[number : number + 1, [x, y]])
+            assert {path.get_color(), goal.get_color()} == {figures.PALETTE[0 if success[number] else 1]}
+            assert goal.get_marker() == ("o" if success[number] else "x")
+            if carries:
+                np.testing.assert_array_equal(own[0].get_xydata(), tip[number][:, [x, y]])
+                np.testing.assert_array_equal(own[1].get_xydata(), block[number, :1, [x, y]].T)
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert told == [*(["gripper", "what is moved"] if carries else []), "goal reached", "missed"]
 
 
 # ---------------------------------------------------------------- settings
