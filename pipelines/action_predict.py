@@ -45,8 +45,8 @@ class _Group:
 
 @verb(
     "action/predict",
-    inputs="demonstrations (LeRobot folders, .npz, .csv, .hdf5, folders of these), also without actions but in .hdf5; "
-    "none with --sim",
+    inputs="demonstrations (LeRobot folders, .npz, .csv, .hdf5, folders of these), which may lack actions, but for "
+    ".hdf5; none with --sim",
     outputs=".csv, .parquet or .npz: a chunk of actions for every decision, OUT.json (errors by joint, time of a "
     "decision) and OUT.png; with --sim .csv: a row for every episode, OUT.json (success, jerk, time) and pictures",
     model="action_arm",

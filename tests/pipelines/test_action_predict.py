@@ -19,7 +19,7 @@ from vertebra.domains.action.model import CVAEPolicy
 from vertebra.domains.action.spec import ActionSpec
 from vertebra.domains.action.tables import write_csv, write_npz
 from vertebra.domains.saving import save_model
-from vertebra.errors import ConfigError, DataError, UnknownNameError
+from vertebra.errors import ConfigError, DataError, MissingExtraError, UnknownNameError
 from vertebra.pipelines import figures
 from vertebra.pipelines.action_figures import paths_figure
 from vertebra.pipelines.action_predict import PredictActions
@@ -662,7 +662,7 @@ def test_impossible_settings(reacher, options, text):
         work(reacher, **options)
 
 
-def test_simulators_of_another_kind(reacher):
+def test_simulators_of_another_kind(reacher, monkeypatch, tmp_path):
     with pytest.raises(UnknownNameError, match=r"^unknown simulated task 'ArmRaech'\. Did you mean 'ArmReach'"):
         work(reacher, sim="ArmRaech")
     own = {"states": (*arm.STATE_NAMES, *arm.SCENE_NAMES), "actions": arm.ACTION_NAMES}
@@ -671,4 +671,13 @@ def test_simulators_of_another_kind(reacher):
     with pytest.raises(ConfigError, match=r"ArmReach is to 'reach the target', and the policy knows fly alone\.$"):
         work(policy(**own, tasks=("fly",)), sim="ArmReach")
     with pytest.raises(ConfigError, match=r"ArmReach has no camera 'front', which the policy sees; choose another\.$"):
-        work(policy(**own, cameras=("front",), image_size=8), sim="ArmReach").run([], "o.csv")
+        work(policy(**own, cameras=("front",), image_size=8), sim="ArmReach").run([], tmp_path / "o.csv")
+
+    def missing(split):
+        raise MissingExtraError("mujoco", "sim", "the task")
+
+    task = dataclasses.replace(simulation.TASKS["ArmReach"], make=missing)
+    monkeypatch.setitem(simulation.TASKS, "ArmReach", task)
+    with pytest.raises(MissingExtraError, match=r"the task needs the package 'mujoco'"):  # and is no bad record
+        work(reacher, sim="ArmReach").run([], tmp_path / "o.csv")
+    assert names(tmp_path) == []
