@@ -110,7 +110,7 @@ class PredictActions(Pipeline):
         for name, value in (("every", every), ("episodes", episodes), ("parallel", parallel), ("execute", execute)):
             if value is not None and value < 1:
                 raise ConfigError(f"{self.name}: {name} must be at least 1, got {value}.")
-        for name, number in (("figures", figures), ("frames", frames)):
+        for name, number in (("figures", figures), ("frames", frames), ("seed", seed)):
             if number < 0:
                 raise ConfigError(f"{self.name}: {name} must be 0 or more, got {number}.")
         self.spec = self.model.spec

@@ -644,6 +644,7 @@ def test_inputs_and_outputs_that_do_not_go_together(model, reacher, sample, tmp_
         ({"episodes": 0}, r"^action/predict: episodes must be at least 1, got 0\.$"),
         ({"figures": -1}, r"^action/predict: figures must be 0 or more, got -1\.$"),
         ({"frames": -1}, r"^action/predict: frames must be 0 or more, got -1\.$"),
+        ({"seed": -1}, r"^action/predict: seed must be 0 or more, got -1\.$"),
         ({"steps_per_second": 0}, r"^action/predict: steps_per_second must be above 0, got 0\.$"),
         ({"steps_per_second": 2}, r"^action/predict: steps_per_second=2 leaves a chunk of one step; raise it\.$"),
         ({"execute": 5}, r"^action/predict: execute is for a simulator; leave it out\.$"),
