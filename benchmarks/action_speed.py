@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer  # type: ignore[attr-defined]  # the library, not our folder
 from tokenizers.trainers import BpeTrainer
 from torch import Tensor
 
@@ -187,9 +187,15 @@ def compare(chunks: Tensor) -> None:
     for batch in BATCHES:
         whole = min(len(chunks) // batch, MOST_CALLS) * batch
         x, y = list(chunks[:whole].split(batch)), np.split(scaled[:whole], whole // batch)
-        ids = [ours.encode(each) for each in x]
-        fast_ids, original_ids = ([peer.encode(each) for each in own] for peer, own in ((fast, x), (original, y)))
-        peers = (ours, x, ids), (original, y, original_ids), (fast, x, fast_ids), (a_chunk, x, ids), (a_call, x, ids)
+        ids, fast_ids = ([tokenizer.encode(each) for each in x] for tokenizer in (ours, fast))
+        original_ids = [original.encode(each) for each in y]
+        peers: list[tuple[Any, list[Any], list[Any]]] = [
+            (ours, x, ids),
+            (original, y, original_ids),
+            (fast, x, fast_ids),
+            (a_chunk, x, ids),
+            (a_call, x, ids),
+        ]
         for name, calls in (
             ("encode", [(peer.encode, given) for peer, given, _ in peers]),
             ("decode", [(peer.decode, given) for peer, _, given in peers]),
