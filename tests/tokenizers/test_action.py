@@ -11,12 +11,8 @@ from vertebra.tokenizers.action import NONE, make_action_tokenizer, same_hemisph
 from vertebra.tokenizers.base import tokenizer_from_dict
 from vertebra.tokenizers.binning import BinningTokenizer
 from vertebra.tokenizers.bspline import BSplineTokenizer
-from vertebra.tokenizers.fast import FASTTokenizer
 
 ALL = ("bspline", "binning", "fast")
-NO_SIZES = pytest.mark.xfail(
-    "sizes" not in vars(FASTTokenizer), strict=True, reason="it does not say how many coefficients an id stands for"
-)
 
 
 def made(text="bspline,num_basis=4,degree=2", **options):
@@ -119,7 +115,7 @@ def test_a_tokenizer_learns_and_is_described(text):
     assert (fitted.clipped(wrap(chunks(steps=10))) < 0.1).all()
 
 
-@pytest.mark.parametrize("text", ["bspline", "binning", pytest.param("fast", marks=NO_SIZES)])
+@pytest.mark.parametrize("text", ALL)
 def test_each_id_stands_for_its_part_of_a_chunk(text):
     tokenizer = made(text, horizon=10).fit(chunks(steps=10))
     ids = tokenizer.encode(chunks(steps=10))

@@ -11,7 +11,6 @@ from vertebra.backbones.catalog import presets
 from vertebra.domains.action.model import CVAEPolicy, DecoderPolicy, EncoderDecoderPolicy
 from vertebra.domains.saving import load_model, save_model
 from vertebra.tokenizers.action import NONE
-from vertebra.tokenizers.fast import FASTTokenizer
 
 TEST_PRESETS = [name for name in presets() if name.endswith("_test")]
 BSPLINE = "bspline,num_basis=4,degree=2,vocab_size=16"
@@ -40,9 +39,7 @@ FORMS = {
     "regression": Form(CVAEPolicy, {"latent": 0, "grouped": False, "regression": "l2"}),
 }
 ONE_PASS = [form for form in FORMS if not form.startswith("autoregressive")]
-MUTE = "FASTTokenizer does not say how many coefficients an id stands for"
-NO_SIZES = pytest.mark.xfail("sizes" not in vars(FASTTokenizer), strict=True, reason=MUTE)
-WRITING = ["autoregressive", pytest.param("autoregressive FAST", marks=NO_SIZES)]
+WRITING = ["autoregressive", "autoregressive FAST"]
 every_backbone = pytest.mark.parametrize("name", TEST_PRESETS)
 every_form = pytest.mark.parametrize("form", FORMS)
 
@@ -87,8 +84,6 @@ def test_the_loss_reaches_all_parameters(name, form):
 @every_backbone
 @every_form
 def test_chunks_are_the_same_after_saving(name, form, tmp_path):
-    if form == "autoregressive FAST" and "sizes" not in vars(FASTTokenizer):
-        pytest.xfail(MUTE)
     model, batch = made(name, form, relative=(0, 1, -1))
     chunks = model.act(batch)
     assert chunks.shape == (6, 6, 3)

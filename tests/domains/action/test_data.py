@@ -108,7 +108,7 @@ def test_behind_the_end_the_last_action_is_repeated_and_not_real():
 
 
 def test_chunks_start_at_the_action_before_or_at_the_state():
-    a, b = episode(0, 6), episode(1, 4)
+    a, b = (dataclasses.replace(e, actions=e.actions + 5) for e in (episode(0, 6), episode(1, 4)))
     start = fetch(items_of([a, b]), 0, 1, 5, 6, 7)["start"].numpy()
     np.testing.assert_array_equal(start[0], [*a.states[0, :2], 0])  # the gripper has no state
     np.testing.assert_array_equal(start[1], a.actions[0])
