@@ -383,6 +383,15 @@ def test_chunks_are_fitted_relative_and_from_their_start(tmp_path):
     assert tokenizer_from_dict(data.spec.tokenizer) == fresh.fit(whole["actions"], whole["start"])
 
 
+def test_bounds_are_those_of_the_quantiles(tmp_path):
+    options = {"root": archives(tmp_path, range(2)), "tokenizer": "binning", "val_fraction": 0, "test_fraction": 0}
+    whole, most = setup(quantiles=(0.0, 1.0), **options).spec.tokenizer, setup(**options).spec.tokenizer
+    assert (whole["low"][0], whole["high"][0]) == pytest.approx((0.01, 1.12))
+    assert most["high"][1] < whole["high"][1]
+    with pytest.raises(ConfigError, match=r"^fit: quantiles must be two numbers from 0 to 1, the lower first, got"):
+        setup(quantiles=(0.5, 0.1), **options)
+
+
 def test_many_chunks_are_thinned_out(monkeypatch):
     monkeypatch.setattr("vertebra.domains.action.data._FITTED", 10)
     items = items_of([episode(0, 30), episode(1, 5)], horizon=2)
