@@ -48,7 +48,6 @@ def make_data(root: str) -> ActionData:
         relative="all",
         past_action=True,
         tokenizer="bspline,num_basis=6",
-        quantiles=(0.0, 1.0),
         every=2,
         batch_size=128,
     )
