@@ -31,7 +31,7 @@ FPS, HORIZON = 20.0, 10
 
 
 def motion(steps=45, seed=0, cameras=(), task="reach"):
-    """Two joints that are told where they will be a step later; a gripper that closes for a while."""
+    """Two joints that fall short of what they are told; a gripper that closes for a while."""
     rng = np.random.default_rng(seed)
     t = np.arange(steps + 1) / FPS
     joints = np.stack([np.sin(2 * t + seed) * 0.8, np.cos(3 * t) * rng.uniform(0.3, 0.6)], axis=1)
@@ -39,7 +39,7 @@ def motion(steps=45, seed=0, cameras=(), task="reach"):
     return Episode(
         name=f"run_{seed}",
         states=np.concatenate([joints, t[:, None]], axis=1)[:-1].astype(np.float32),
-        actions=np.concatenate([joints, gripper], axis=1)[1:].astype(np.float32),
+        actions=np.concatenate([1.1 * joints, gripper], axis=1)[1:].astype(np.float32),
         times=t[:-1],
         task=task,
         images={name: rng.integers(0, 256, (steps, 16, 20, 3), dtype=np.uint8) for name in cameras},
