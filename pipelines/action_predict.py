@@ -11,7 +11,6 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,14 +32,6 @@ if TYPE_CHECKING:
 
 _TIMED = 20
 """Decisions that are timed one by one."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Simulated episodes that go on side by side: the first one's number, and how many."""
-
-    first: int
-    count: int
 
 
 @verb(
@@ -101,7 +92,7 @@ class PredictActions(Pipeline):
         seed: int = 10_000,
         frames: int = 24,
     ) -> None:
-        super().__init__(model, device=device, batch_size=batch_size)
+        super().__init__(model, device=device, batch_size=batch_size if sim is None else max(parallel, 1))
         from vertebra.domains.action.inference import PolicyRunner
         from vertebra.domains.action.model import ActionPolicy
 
@@ -279,7 +270,7 @@ class PredictActions(Pipeline):
         Controller(self.runner, 1, execute=self.execute, ensemble=self.ensemble)
 
     def without_input(self, bad: Bad) -> Iterator[Item]:
-        """Yield the simulated episodes, in groups."""
+        """Yield the numbers of the simulated episodes."""
         from vertebra.domains.action.simulation import find_task
 
         if self.sim is None:
@@ -292,10 +283,8 @@ class PredictActions(Pipeline):
             raise ConfigError(
                 f"{self.name}: {self.sim} has no camera {lost[0]!r}, which the policy sees; choose another."
             )
-        for first in range(0, self.episodes, self.parallel):
-            count = min(self.parallel, self.episodes - first)
-            record = f"{self.sim}: episodes {first + 1} to {first + count}"
-            yield Item(file="", record=record, data=_Group(first, count), size=self.batch_tokens, weight=count)
+        for number in range(self.episodes):
+            yield Item(file="", record=f"{self.sim}: episode {number}", data=number, size=1)
 
     def planned(self) -> float | None:
         """How many episodes a simulation has."""
@@ -308,8 +297,8 @@ class PredictActions(Pipeline):
     # ---------------------------------------------------------------- predicting
 
     def predict(self, items: list[Item]) -> list[Prediction]:
-        """Let the policy decide, for one episode after the other."""
-        return [self._simulated(i) if isinstance(i.data, _Group) else self._decided(i) for i in items]
+        """Let the policy decide: for recorded episodes one after the other, in the simulator for all at once."""
+        return self._simulated(items) if self.sim is not None else [self._decided(item) for item in items]
 
     def _decided(self, item: Item) -> Prediction:
         episode: Episode = item.data
@@ -365,22 +354,23 @@ class PredictActions(Pipeline):
         here = starts_of(self.spec, episode.states[steps])
         return np.where(np.array(self.spec.positions) >= 0, here, self._before(episode, steps))
 
-    def _simulated(self, item: Item) -> Prediction:
-        from vertebra.domains.action.simulation import rollout
+    def _simulated(self, items: list[Item]) -> list[Prediction]:
+        from vertebra.domains.action.simulation import rollout, split
 
-        group: _Group = item.data
         assert self.sim is not None
+        first: int = items[0].data
         done = rollout(
             self.runner,
             self.sim,
-            episodes=group.count,
-            seed=self.seed + group.first,
+            episodes=len(items),
+            seed=self.seed + first,
             parallel=self.parallel,
             execute=self.execute,
             ensemble=self.ensemble,
-            frames=self.frames if group.first == 0 else 0,
+            frames=self.frames if first == 0 else 0,
         )
-        return Rolled(done, name=item.record, details=done.summary(), label="success")
+        parts = zip(items, split(done), strict=True)
+        return [Rolled(own, name=item.record, details=own.outcome(), label="success") for item, own in parts]
 
     def writer(self, outputs: Outputs, several_files: bool) -> Writer:
         """Open the files of chunks, or of simulated episodes."""

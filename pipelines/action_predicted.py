@@ -106,7 +106,7 @@ def _errors(own: Reals, held: Reals, count: int) -> dict[str, Any]:
 
 @dataclass(eq=False)
 class Rolled(Prediction):
-    """Simulated episodes; ``value`` holds what happened."""
+    """One simulated episode; ``value`` holds what happened."""
 
     value: Rollouts
 
@@ -206,7 +206,7 @@ class RolloutFiles(Writer):
         self.parts: list[Rollouts] = []
 
     def write(self, item: Item, prediction: Prediction) -> None:
-        """Keep a group of episodes."""
+        """Keep one episode."""
         assert isinstance(prediction, Rolled)
         self.parts.append(prediction.value)
 
@@ -217,7 +217,7 @@ class RolloutFiles(Writer):
         if not self.parts:
             return
         seeds = np.concatenate([part.seed + np.arange(len(part)) for part in self.parts])
-        # a group that could not be played leaves a hole, behind which the others move up
+        # an episode that could not be played leaves a hole, behind which the others move up
         places = self.parts[0].seed + np.cumsum([0, *map(len, self.parts)])
         whole = joined([dataclasses.replace(p, seed=int(s)) for p, s in zip(self.parts, places, strict=False)])
         table = csv.writer(self.file, lineterminator="\n")

@@ -180,6 +180,15 @@ class Rollouts:
         """The same of the actions without the fingers, (E,) in units of the action a s^3."""
         return rms_jerk(self.actions[..., :-1], self.fps)
 
+    def outcome(self) -> dict[str, float | int | None]:
+        """Return what became of the first episode, ready for JSON."""
+        return {
+            "success": int(self.success[0]),
+            "steps_to_success": int(self.first[0]) if self.ever[0] else None,
+            "jerk": float(self.jerk[0]),
+            "action_jerk": float(self.action_jerk[0]),
+        }
+
     def summary(self) -> dict[str, float | int | None]:
         """Return the figures to report, ready for JSON; None where there is nothing to take a mean of.
 
@@ -308,6 +317,17 @@ def _places(envs: Sequence[Environment]) -> Floats:
     """Where the gripper and what it moves are, (2, E, 3); the gripper twice where it moves nothing."""
     places = [(env.tip, env.tip if env.carried is None else env.carried) for env in envs]
     return np.array(places, np.float32).swapaxes(0, 1)
+
+
+def split(whole: Rollouts) -> list[Rollouts]:
+    """Take rollouts apart into single episodes; decisions, which were for all at once, and pictures go to the first."""
+    own = ("success", "first", "actions", "gripper", "goals", *(() if whole.block is None else ("block",)))
+    parts = []
+    for number in range(len(whole)):
+        arrays: dict[str, Any] = {name: getattr(whole, name)[number : number + 1] for name in own}
+        rest: dict[str, Any] = {"decisions": (), "frames": whole.frames[:0]} if number else {}
+        parts.append(dataclasses.replace(whole, seed=whole.seed + number, **arrays, **rest))
+    return parts
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:

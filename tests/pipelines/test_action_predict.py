@@ -477,7 +477,7 @@ def easy(monkeypatch):
 def test_a_simulated_robot(reacher, easy, tmp_path):
     out = tmp_path / "r.csv"
     result = work(reacher, sim="ArmReach", episodes=4, parallel=3, seed=50, frames=3).run([], out)
-    assert (result.good, result.bad) == (2, 0)  # groups
+    assert (result.good, result.bad) == (4, 0)
     assert names(tmp_path) == ["r.csv", "r.csv.film.png", "r.csv.gif", "r.csv.json", "r.csv.png"]
     rows = rows_of(out)
     assert [(row["episode"], row["seed"]) for row in rows] == [(str(i), str(50 + i)) for i in range(4)]
@@ -564,26 +564,28 @@ def test_how_chunks_are_carried_out(reacher, played, tmp_path, options, execute)
     ]  # fmt: skip
 
 
-def test_a_group_that_fails_loses_no_other(reacher, played, tmp_path):
+def test_an_episode_that_fails_loses_no_other(reacher, played, tmp_path):
     played.fails[12] = DataError("Controller: the policy's actions are not finite numbers; do not carry them out.")
     result = work(reacher, sim="ArmReach", episodes=5, parallel=2, seed=10).run([], tmp_path / "r.csv")
-    assert [(call["seed"], call["episodes"]) for call in played.calls] == [(10, 2), (12, 2), (14, 1)]
-    assert (result.good, result.bad) == (2, 1)
+    assert [(call["seed"], call["episodes"]) for call in played.calls] == [
+        (10, 2), (12, 2), (12, 1), (13, 1), (14, 1),
+    ]  # fmt: skip
+    assert (result.good, result.bad) == (4, 1)
     assert [(row["episode"], row["seed"]) for row in rows_of(tmp_path / "r.csv")] == [
-        ("0", "10"), ("1", "11"), ("4", "14"),
+        ("0", "10"), ("1", "11"), ("3", "13"), ("4", "14"),
     ]  # fmt: skip
     (bad,) = [json.loads(line) for line in (tmp_path / "r.csv.errors.jsonl").read_text().splitlines()]
-    assert bad["record"] == "ArmReach: episodes 3 to 4"
+    assert bad["record"] == "ArmReach: episode 2"
     assert "actions are not finite numbers" in bad["rule"]
     facts = loaded(tmp_path / "r.csv.json")
-    assert (facts["episodes"], facts["success"], facts["steps_to_success"]) == (3, 0, None)
+    assert (facts["episodes"], facts["success"], facts["steps_to_success"]) == (4, 0, None)
     assert facts["notes"] == ["No pictures: none."]
     assert not (tmp_path / "r.csv.gif").exists()
 
 
 def test_an_interrupted_simulation_keeps_what_is_finished(reacher, played, tmp_path):
     played.fails[14] = KeyboardInterrupt()
-    with pytest.raises(PipelineInterrupted, match=r"the 2 finished results are in .*r\.csv\.partial"):
+    with pytest.raises(PipelineInterrupted, match=r"the 4 finished results are in .*r\.csv\.partial"):
         work(reacher, sim="ArmReach", episodes=6, parallel=2, seed=10).run([], tmp_path / "r.csv")
     assert len(rows_of(tmp_path / "r.csv.partial")) == 4
     assert names(tmp_path) == ["r.csv.json.partial", "r.csv.partial", "r.csv.png.partial"]

@@ -19,6 +19,7 @@ from vertebra.domains.action.simulation import (
     record,
     rms_jerk,
     rollout,
+    split,
     wilson,
     write_gif,
 )
@@ -296,6 +297,20 @@ def test_rollouts_of_groups_are_joined(line):
     both = joined([blocks, dataclasses.replace(blocks, seed=1)])
     assert both.block.shape == (2, 6, 3)
     assert both.notes == ("a",)
+
+
+def test_rollouts_are_taken_apart_into_episodes(line):
+    whole = rollout(Chasing(), "Line", episodes=3, seed=1, frames=2)
+    parts = split(whole)
+    assert [(len(part), part.seed, len(part.frames)) for part in parts] == [(1, 1, 2), (1, 2, 0), (1, 3, 0)]
+    again = joined(parts)
+    for name in ("success", "first", "actions", "gripper", "goals", "frames", "block", "seed"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert again.decisions == whole.decisions
+    facts = few([False, True], [-1, 4], block=np.ones((2, 6, 3), np.float32))
+    assert [part.outcome()["success"] for part in split(facts)] == [0, 1]
+    assert [part.outcome()["steps_to_success"] for part in split(facts)] == [None, 4]
+    assert split(facts)[1].block.shape == (1, 6, 3)
 
 
 # ---------------------------------------------------------------- figures
