@@ -160,7 +160,8 @@ class ActionData(BaseData):
         predict: Demonstrations to predict chunks for.
         val_episodes: Episodes of ``root`` for validation, as a range of their numbers, ``45:50``.
         test_episodes: Likewise for testing.
-        val_fraction: Share of the episodes for validation, where neither files nor ranges tell.
+        val_fraction: Share of the episodes for validation, where neither files nor ranges tell; one at least of three
+            or more.
         test_fraction: Share for testing, likewise. What is left is for training, or of that what files say is.
         fps: Steps a second; None where the files tell.
         state: Feature, keys or columns of the states, for files with several; None for the format's usual one.
@@ -328,7 +329,8 @@ class ActionData(BaseData):
             if split not in own and split not in shares:
                 taken = set[int]().union(*shares.values())
                 rest = training - taken
-                drawn = [n for n in shuffled if n in rest][: round(fraction * count)]
+                wanted = max(round(fraction * count), int(fraction > 0 and count > 2))  # an episode at least
+                drawn = [n for n in shuffled if n in rest][:wanted]
                 shares[split] = told[split] - taken if split in told else set(drawn)
         shares["train"] = training.difference(*shares.values())
         if not shares["train"]:

@@ -189,7 +189,9 @@ def test_the_middle_of_a_picture_is_kept():
 
 def test_training_alone_is_augmented(tmp_path):
     root = archives(tmp_path, range(4), cameras=("top",))
-    data = setup(root, cameras=["top"], image_size=8, augment=ActionAugment(shift=3), every=5, val_fraction=0.25)
+    data = setup(
+        root, cameras=["top"], image_size=8, augment=ActionAugment(shift=3), every=5, val_fraction=0.25, test_fraction=0
+    )
     assert data.items("train").augment == ActionAugment(shift=3)
     assert data.items("val").augment is None
     assert [len(data.items(s).lengths) for s in ("train", "val")] == [3 * len(range(0, 12, 5)), 12]
@@ -199,6 +201,13 @@ def test_training_alone_is_augmented(tmp_path):
     assert any((draw != kept).any() for draw in draws)
     with pytest.raises(ConfigError, match=r"^augment: shift must be at least 0, got -1\.$"):
         ActionAugment(shift=-1)
+
+
+def test_few_episodes_leave_one_for_validation_and_one_for_testing(tmp_path):
+    data = setup(archives(tmp_path, range(3)))
+    assert [len(data.items(s).episodes) for s in ("train", "val", "test")] == [1, 1, 1]
+    with pytest.raises(DataError, match=r"no test data; give data\.test"):
+        setup(archives(tmp_path / "two", range(2))).items("test")
 
 
 def test_pictures_of_a_lerobot_set(tmp_path):
