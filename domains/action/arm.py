@@ -37,6 +37,9 @@ NOISE = 1e-3
 """Standard deviation of the sensors: rad, share of the gripper's opening, m."""
 STATE_NAMES = (*(f"joint_{i + 1}" for i in range(JOINTS)), "gripper")
 SCENE_NAMES = ("object_x", "object_y", "object_z", "goal_x", "goal_y", "goal_z")
+TIP_NAMES = ("tip_x", "tip_y", "tip_z")
+FULL_NAMES = (*STATE_NAMES, *SCENE_NAMES, *TIP_NAMES)
+"""What the sensors say: the arm, the scene, and where the joints that were sensed put the fingertips."""
 ACTION_NAMES = STATE_NAMES
 
 _TURN = np.pi / 2
@@ -320,11 +323,11 @@ class KinematicArm:
         return self.placed
 
     def observe(self) -> Floats:
-        """Return what the sensors say: joints, opening of the gripper (0 to 1), block and goal, (14,)."""
+        """Return what the sensors say: joints, opening of the gripper (0 to 1), block, goal and fingertips, (17,)."""
         return self._seen.copy()
 
     def step(self, action: ArrayLike) -> Floats:
-        """Do an action (8,), and return what the sensors say afterwards, (14,).
+        """Do an action (8,), and return what the sensors say afterwards, (17,).
 
         Raises:
             ShapeError: It is not of eight numbers.
@@ -361,7 +364,8 @@ class KinematicArm:
 
     def _sense(self) -> Floats:
         exact = np.concatenate([self.joints, [self.opening], self.block, self.goal])
-        self._seen = (exact + self.noise * self._rng.normal(size=len(exact))).astype(np.float32)
+        seen = exact + self.noise * self._rng.normal(size=len(exact))
+        self._seen = np.concatenate([seen, forward(seen[:JOINTS])[0]]).astype(np.float32)
         return self.observe()
 
 

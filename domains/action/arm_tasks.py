@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from vertebra.domains.action.arm import (
     ACTION_NAMES,
+    FULL_NAMES,
     LOWER,
-    SCENE_NAMES,
     STATE_NAMES,
     UPPER,
     KinematicArm,
@@ -166,7 +166,7 @@ def _task(name: str, kind: str, fps: float = FPS, camera: bool = False) -> Simul
         robot=ROBOT,
         fps=fps,
         steps=round(SECONDS[kind] * fps),
-        state_names=STATE_NAMES if camera else (*STATE_NAMES, *SCENE_NAMES),
+        state_names=STATE_NAMES if camera else FULL_NAMES,
         action_names=ACTION_NAMES,
         low=np.append(LOWER, 0).astype(np.float32),
         high=np.append(UPPER, 1).astype(np.float32),

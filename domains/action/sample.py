@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from vertebra.domains.action.arm import (
     ACTION_NAMES,
+    FULL_NAMES,
     JOINTS,
-    SCENE_NAMES,
     SPLITS,
     STATE_NAMES,
     KinematicArm,
@@ -84,7 +84,7 @@ def demonstrations(
         way = plan(scene, pose, fps, rng.uniform(0.9, 1.1))
         episode = _play(scene, way, rng, fps, camera, disturb)
         episodes.append(dataclasses.replace(episode, name=f"{split}_{i:05}"))
-    names = STATE_NAMES if camera else (*STATE_NAMES, *SCENE_NAMES)
+    names = STATE_NAMES if camera else FULL_NAMES
     return Demonstrations(episodes=tuple(episodes), fps=fps, state_names=names, action_names=ACTION_NAMES, robot=ROBOT)
 
 

@@ -464,7 +464,7 @@ def test_an_interruption_keeps_what_is_finished(model, sample, tmp_path, monkeyp
 @pytest.fixture(scope="module")
 def reacher():
     """Untrained, for ArmReach: the first chunk of an episode says where the arm ends."""
-    return policy(states=(*arm.STATE_NAMES, *arm.SCENE_NAMES), actions=arm.ACTION_NAMES, history=2)
+    return policy(states=arm.FULL_NAMES, actions=arm.ACTION_NAMES, history=2)
 
 
 @pytest.fixture
@@ -668,7 +668,7 @@ def test_impossible_settings(reacher, options, text):
 def test_simulators_of_another_kind(reacher, monkeypatch, tmp_path):
     with pytest.raises(UnknownNameError, match=r"^unknown simulated task 'ArmRaech'\. Did you mean 'ArmReach'"):
         work(reacher, sim="ArmRaech")
-    own = {"states": (*arm.STATE_NAMES, *arm.SCENE_NAMES), "actions": arm.ACTION_NAMES}
+    own = {"states": arm.FULL_NAMES, "actions": arm.ACTION_NAMES}
     with pytest.raises(ConfigError, match=r"ArmReach has 20 steps a second, and the policy 10; train one at its rate"):
         work(policy(**own, fps=10.0), sim="ArmReach")
     with pytest.raises(ConfigError, match=r"ArmReach is to 'reach the target', and the policy knows fly alone\.$"):

@@ -193,7 +193,7 @@ def begun(kind="pick"):
 def test_reset_is_of_its_seed():
     simulated = KinematicArm()
     first, other = simulated.reset(3), simulated.reset(4)
-    assert first.shape == (14,)
+    assert first.shape == (17,)
     assert first.dtype == np.float32
     np.testing.assert_array_equal(KinematicArm().reset(3), first)
     assert np.abs(first - other).max() > 0.01
@@ -220,8 +220,9 @@ def test_sensors_are_noisy_and_what_they_say_stays():
     scene = Scene("pick", HOME, BLOCK, GOAL)
     simulated.place(scene, np.random.default_rng(0))
     seen = np.array([simulated.step([*HOME, 1.0]) for _ in range(400)])
-    np.testing.assert_allclose(seen.std(0), 1e-3, rtol=0.15)
-    np.testing.assert_allclose(seen.mean(0), [*HOME, 1, *BLOCK, *GOAL], atol=3e-4)
+    np.testing.assert_allclose(seen[:, :14].std(0), 1e-3, rtol=0.15)
+    np.testing.assert_allclose(seen[:, :14].mean(0), [*HOME, 1, *BLOCK, *GOAL], atol=3e-4)
+    np.testing.assert_allclose(seen[:, 14:], arm.forward(seen[:, :JOINTS])[0], atol=1e-5)
     np.testing.assert_array_equal(simulated.observe(), simulated.observe())
     np.testing.assert_array_equal(simulated.observe(), seen[-1])
 

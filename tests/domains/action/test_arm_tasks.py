@@ -26,7 +26,7 @@ class Planner:
         self.cameras |= {(camera, seen.shape[1:]) for camera, seen in images.items()}
         ways = []
         for state in states[:, -1]:
-            scene = Scene(self.kind, state[:7], state[8:11], state[11:])
+            scene = Scene(self.kind, state[:7], state[8:11], state[11:14])
             way = plan(scene, arm.inverse(corners(scene)), self.task.fps)
             ways.append(np.concatenate([way, way[-1:].repeat(self.horizon - len(way), axis=0)]))
         return np.array(ways, np.float32)
@@ -47,7 +47,7 @@ class Still:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "fps"), [("ArmReach", 14, 20), ("ArmPick", 14, 20), ("ArmPickCamera", 8, 10)]
+    ("name", "width", "fps"), [("ArmReach", 17, 20), ("ArmPick", 17, 20), ("ArmPickCamera", 8, 10)]
 )
 def test_demonstrations(name, width, fps):
     made = record(name, 4, seed=3)
@@ -61,7 +61,7 @@ def test_demonstrations(name, width, fps):
         assert episode.states.shape == (len(episode), width)
         assert episode.actions.dtype == episode.states.dtype == np.float32
         np.testing.assert_allclose(np.diff(episode.times), 1 / fps)
-        if width == 14:
+        if width == 17:
             assert arm.split_of(*np.median(episode.states[:, 11:13], axis=0)) == "train"
     quiet = record(name, 1, seed=3, noise=0).episodes[0]
     pushed = record(name, 1, seed=3, only_successes=False).episodes[0]

@@ -41,7 +41,7 @@ def test_demonstrations_are_whole(made):
     assert len({episode.name for episode in made.episodes}) == 16
     for episode in made.episodes:
         episode.check()
-        assert episode.states.shape == (len(episode), 14)
+        assert episode.states.shape == (len(episode), 17)
         assert episode.actions.shape == (len(episode), 8)
         assert episode.states.dtype == episode.actions.dtype == np.float32
         np.testing.assert_allclose(episode.times, np.arange(len(episode)) / 20)
@@ -74,16 +74,16 @@ def test_reaches_end_at_their_target(made):
     assert starts.std(0).min() > 0.2
     for episode in reaches:
         assert 1.5 <= len(episode) / 20 <= 3.3
-        np.testing.assert_allclose(episode.states[:, 8:11], episode.states[:, 11:], atol=0.01)  # nothing but a target
+        np.testing.assert_allclose(episode.states[:, 8:11], episode.states[:, 11:14], atol=0.01)  # nothing but a target
         tip, rotation = arm.forward(episode.actions[-1, :7])
-        np.testing.assert_allclose(tip, episode.states[:, 11:].mean(0), atol=2e-3)
+        np.testing.assert_allclose(tip, episode.states[:, 11:14].mean(0), atol=2e-3)
         assert rotation[2, 2] < -0.999
 
 
 def test_blocks_end_at_their_goal(made):
     for episode in made.episodes:
         if episode.task == PICK:
-            blocks, goal = episode.states[:, 8:11], episode.states[:, 11:].mean(0)
+            blocks, goal = episode.states[:, 8:11], episode.states[:, 11:14].mean(0)
             np.testing.assert_allclose(blocks[-1], goal, atol=0.01)
             assert blocks[:, 2].max() > 0.1  # lifted
             assert arm.success(episode.actions, blocks[0], goal)
@@ -96,7 +96,7 @@ def test_played_again_they_give_the_same_states(made):
         first = episode.states[0]
         kind = "reach" if episode.task == REACH else "pick"
         simulated = arm.KinematicArm(noise=0)
-        simulated.place(arm.Scene(kind, first[:7], first[8:11], first[11:]))
+        simulated.place(arm.Scene(kind, first[:7], first[8:11], first[11:14]))
         states = np.array([simulated.step(action) for action in episode.actions])
         np.testing.assert_allclose(states[:-1], episode.states[1:], atol=8e-3)
         assert simulated.succeeded
@@ -117,7 +117,7 @@ def test_disturbed_states_have_actions_that_lead_back():
         np.testing.assert_array_equal(a.actions, b.actions)
         off = (b.states[1:, :7] - b.actions[:-1, :7])[np.abs(np.diff(b.actions[:, :7], axis=0)).max(1) > 0.01]
         assert 0.01 < off.std() < 0.02
-        np.testing.assert_allclose(b.states[-1, 8:11], b.states[-1, 11:], atol=0.03)  # and yet it gets there
+        np.testing.assert_allclose(b.states[-1, 8:11], b.states[-1, 11:14], atol=0.03)  # and yet it gets there
 
 
 def test_camera_takes_the_place_of_the_scene():
@@ -130,7 +130,7 @@ def test_camera_takes_the_place_of_the_scene():
         np.testing.assert_array_equal(a.actions, b.actions)
         frames = a.images[sample.CAMERA]
         assert frames.shape == (len(a), 48, 48, 3)
-        first = arm.render(b.states[0, :7], 1.0, b.states[0, 8:11], b.states[0, 11:])
+        first = arm.render(b.states[0, :7], 1.0, b.states[0, 8:11], b.states[0, 11:14])
         assert np.abs(frames[0].astype(int) - first).mean() < 1
         assert np.abs(frames[len(a) // 2].astype(int) - first).mean() > 2
     assert not known.episodes[0].images
@@ -169,7 +169,7 @@ def test_arm(folder):
     read = read_lerobot(folder / "arm")
     assert not read.left_out
     assert (len(read.episodes), read.fps, read.robot) == (120, 20, "kinematic_arm")
-    assert read.state_names == (*arm.STATE_NAMES, *arm.SCENE_NAMES)
+    assert read.state_names == arm.FULL_NAMES
     assert read.action_names == arm.ACTION_NAMES
     assert {split: len(numbers) for split, numbers in read.splits.items()} == sample.COUNTS
     assert sum(episode.task == REACH for episode in read.episodes) == 40
@@ -198,7 +198,7 @@ def test_held_out(folder):
     read = read_demonstrations([folder / "held_out"])  # all of them together
     assert not read.left_out
     assert len(read.episodes) == 12
-    assert read.state_names == (*arm.STATE_NAMES, *arm.SCENE_NAMES)
+    assert read.state_names == arm.FULL_NAMES
     assert len(read_csv(folder / "held_out" / "more.csv").episodes) == 2
     for file in files:
         (episode,) = read_npz(file).episodes
@@ -242,6 +242,7 @@ def test_gaps_can_be_mended(folder):
 def test_recorded_demonstrations(task, tmp_path, capsys):
     if task.startswith("Fetch"):
         pytest.importorskip("gymnasium_robotics", reason="the extra `sim` is not installed")
+        capsys.readouterr()  # what the package says when it is imported for the first time
     folder = tmp_path / "made"
     assert main(["sample", "action", "--sim", task, "--episodes", "2", "--seed", "4", "-o", str(folder)]) == 0
     said = capsys.readouterr()
