@@ -67,6 +67,7 @@ class Recording:
     outputs=".npz: tokens with their tokenizer, OUT.json (errors by joint, tokens, compression, jumps) and OUT.png; or "
     "from tokens .npz or .csv: actions, at any rate",
     tasks=("action/policy",),
+    needs_model=False,
 )
 class TokenizeActions(Pipeline):
     """Tokens of robot actions, as policies predict them, and actions of tokens.
@@ -94,7 +95,6 @@ class TokenizeActions(Pipeline):
     endings = (".npz", ".csv")
     unit = "episodes"
     reads_folders = True
-    needs_model = False
 
     def __init__(
         self,

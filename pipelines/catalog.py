@@ -33,6 +33,7 @@ class PipelineInfo:
         model: Name of the bundled model it uses when none is given; empty when there is none.
         tasks: Tasks of the models it can use; empty for all.
         needs_input: Whether a run needs at least one input file.
+        needs_model: Whether it cannot do without a model.
         module: Module that holds the class.
         class_name: Name of the class.
     """
@@ -46,6 +47,7 @@ class PipelineInfo:
     module: str
     class_name: str
     needs_input: bool = True
+    needs_model: bool = True
 
     @property
     def domain(self) -> str:
@@ -61,6 +63,7 @@ def verb(
     model: str = "",
     tasks: tuple[str, ...] = (),
     needs_input: bool = True,
+    needs_model: bool = True,
 ) -> Callable[[T], T]:
     """Mark a subclass of ``Pipeline`` as the pipeline ``name``; all arguments must be literals.
 
@@ -71,6 +74,7 @@ def verb(
         model: Name of the bundled model it uses when none is given.
         tasks: Tasks of the models it can use; empty for all.
         needs_input: Whether a run needs at least one input file.
+        needs_model: Whether it cannot do without a model.
     """
 
     def register(cls: T) -> T:
@@ -78,6 +82,7 @@ def verb(
         setattr(cls, "default_model", model)  # noqa: B010
         setattr(cls, "tasks", tasks)  # noqa: B010
         setattr(cls, "needs_input", needs_input)  # noqa: B010
+        setattr(cls, "needs_model", needs_model)  # noqa: B010
         return cls
 
     return register

@@ -131,6 +131,13 @@ def test_info_of_a_preset(capsys):
     assert "vertebra fit RECIPE --model.backbone hybrid_test" in out
 
 
+def test_info_says_whether_a_pipeline_needs_a_model(capsys):
+    assert main(["info", "action/tokenize"]) == 0
+    assert re.search(r"^model +not needed$", capsys.readouterr().out, re.M)
+    assert main(["info", "action/predict"]) == 0
+    assert re.search(r"^model +action_arm$", capsys.readouterr().out, re.M)
+
+
 def test_info_of_a_model_directory_reads_headers_alone(tmp_path, capsys):
     header = {"w": {"dtype": "F32", "shape": [3, 4], "data_offsets": [0, 48]}, "__metadata__": {"a": "b"}}
     text = json.dumps(header).encode()

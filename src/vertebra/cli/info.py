@@ -49,7 +49,7 @@ def describe(name: str) -> dict[str, Any]:
         return {"recipe": name, "about": lines, "file": str(recipes()[name]), "use": f"vertebra fit {name}"}
     if name in pipelines():
         v = pipelines()[name]
-        model = v.model or "none bundled; pass --model"
+        model = v.model or ("none bundled; pass --model" if v.needs_model else "not needed")
         return {"pipeline": name, "summary": v.summary, "inputs": v.inputs, "outputs": v.outputs, "model": model,
                 "use": f"vertebra run {name} INPUT... -o OUT"}  # fmt: skip
     path = Path(name.removeprefix("local-dir:"))
