@@ -77,6 +77,10 @@ def reconstruction_figure(
         axes.plot(x / scale, y[:, column], color=PALETTE[0], linewidth=2.2, alpha=0.8, zorder=2)
         if original is not None:
             axes.plot(np.arange(shown) / scale, original[:shown, column], color="#1A1A1A", linewidth=0.9, zorder=3)
+        low, high = axes.get_ylim()
+        least = 2e-3 * max(1.0, abs(low))  # so that what stands still looks still
+        if high - low < least:
+            axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
         unit = units[column]
         error = "" if errors is None else f"   RMSE {errors[column]:.2g}{f' {unit}' if unit else ''}"
         axes.set_title(shorten(names[column], 28, middle=True) + error, fontsize=9.5, loc="left", parse_math=False)

@@ -112,3 +112,13 @@ def test_what_cannot_be_drawn(change, error, text):
     original, pieces = given.pop("original"), given.pop("pieces")
     with pytest.raises(error, match=f"^reconstruction_figure: {text}"):
         reconstruction_figure(original, pieces, names=["a", "b"], **given)
+
+
+def test_what_stands_still_looks_still():
+    still = np.ones((10, 1), np.float32)
+    figure = reconstruction_figure(still, [(0, still - 4e-6)], names=["gripper"])
+    low, high = figure.axes[0].get_ylim()
+    assert high - low == pytest.approx(2e-3, rel=1e-3)
+    moving = np.linspace(0, 0.01, 10, dtype=np.float32)[:, None]
+    low, high = reconstruction_figure(moving, [(0, moving)], names=["joint"]).axes[0].get_ylim()
+    assert high - low == pytest.approx(0.011, rel=1e-2)
