@@ -2,8 +2,8 @@
 
     python benchmarks/action_sim.py --out DIR [--tasks FetchReach,FetchPickAndPlace] [--episodes 200]
 
-Needs the extras sim and action. Records demonstrations of the scripted expert (500, for FetchReach 100), trains the
-recipe ``action/fetch`` once for every row (4 passes; 40 for FetchReach), and rolls each policy out on seeds that no
+Needs the extras sim and action. Records 500 demonstrations of the scripted expert, trains the
+recipe ``action/fetch`` once for every row (4 passes; 12 for FetchReach), and rolls each policy out on seeds that no
 demonstration has, half a chunk at a time. Demonstrations and models are kept in DIR, so that the script goes on where
 it was stopped. A model takes minutes on one core.
 
@@ -26,8 +26,8 @@ from vertebra.domains.action.inference import PolicyRunner
 from vertebra.domains.action.simulation import rollout
 from vertebra.domains.saving import load_model
 
-DEMONSTRATIONS = {"FetchReach": 100, "FetchPickAndPlace": 500}
-PASSES = {"FetchReach": 40, "FetchPickAndPlace": 4}
+DEMONSTRATIONS = {"FetchReach": 500, "FetchPickAndPlace": 500}
+PASSES = {"FetchReach": 12, "FetchPickAndPlace": 4}
 RECIPE = "B-spline, parallel, the recipe's 10 passes"
 ONE_BY_ONE = [
     *("--model.backbone", "illama_nano", "--model.decoding", "autoregressive"),
