@@ -1,0 +1,1 @@
+"""Time series: forecasts with their uncertainty."""
