@@ -16,6 +16,9 @@ from vertebra.errors import DataError
 
 Doubles = NDArray[np.float64]
 
+UNCOUNTED = Frequency(1, "step")
+"""Of series without stamps."""
+
 
 def _none() -> Doubles:
     return np.zeros((0, 0))
@@ -42,7 +45,7 @@ class Series:
     source: str = ""
     values: Doubles
     variates: tuple[str, ...] = ("target",)
-    frequency: Frequency = Frequency(1, "step")
+    frequency: Frequency = UNCOUNTED
     start: np.datetime64 | None = None
     past: Doubles = field(default_factory=_none)
     past_names: tuple[str, ...] = ()
@@ -58,7 +61,7 @@ class Series:
         return f"{self.source or 'series'}: {self.name}"
 
     def stamps(self, count: int, offset: int = 0) -> Stamps | NDArray[np.int64]:
-        """Return the stamps of ``count`` rows, the first ``offset`` rows after the beginning; numbers where none are."""
+        """Return the stamps of ``count`` rows from row ``offset`` on; numbers of rows where there are no stamps."""
         if self.start is None:
             return np.arange(offset, offset + count)
         return self.frequency.stamps(self.start, count, offset)
