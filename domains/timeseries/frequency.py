@@ -85,9 +85,11 @@ class Frequency:
             month = begin.astype("datetime64[M]")
             inside = begin - month.astype("datetime64[ms]")
             months = month + steps * _MONTHS[self.unit]
-            last = (months + 1).astype("datetime64[ms]") - np.timedelta64(1, "D")  # of the month: 31 January + 1 month
-            days = np.minimum(months.astype("datetime64[ms]") + inside, last + inside % np.timedelta64(1, "D"))
-            return days.astype("datetime64[ms]")
+            time = inside % np.timedelta64(1, "D")
+            last = (months + 1).astype("datetime64[ms]") - np.timedelta64(1, "D") + time
+            if (begin + np.timedelta64(1, "D")).astype("datetime64[M]") != month:  # ends of months
+                return last.astype("datetime64[ms]")
+            return np.minimum(months.astype("datetime64[ms]") + inside, last).astype("datetime64[ms]")
         if self.unit == "B":
             day = begin.astype("datetime64[D]")
             days = np.busday_offset(day, steps, roll="forward")
@@ -101,17 +103,14 @@ def parse_frequency(text: str) -> Frequency:
     Raises:
         UnknownNameError: There is none of that name.
     """
-    found = re.fullmatch(r"\s*(\d*)[\s_]*([A-Za-z]+)(?:-[A-Za-z]+)?\s*", text)
+    found = re.fullmatch(r"\s*(\d*)[\s_]*([A-Za-z]+)(?:-[A-Za-z]+)?\s*", re.sub("half[_ -]", "half", text, flags=re.I))
     if found is None:
         raise UnknownNameError("frequency", text, UNITS)
     number, name = found.groups()
+    if name.lower() == "halfhourly":
+        return Frequency(30, "min")
     count = int(number or 1)
-    if name == "MS":
-        unit: str | None = "MS"
-    elif name == "half" or name.lower() == "halfhourly":
-        count, unit = 30, "min"
-    else:
-        unit = _ALIASES.get(name.lower())
+    unit = "MS" if name == "MS" else _ALIASES.get(name.lower())
     if unit is None or count < 1:
         raise UnknownNameError("frequency", text, UNITS)
     return Frequency(count, unit)
