@@ -12,8 +12,8 @@ depends on ``readout``:
 Forecasts beyond the horizon of one pass go on from the quantile paths of the pass before, and join what all paths say,
 so that uncertainty does not shrink. Nothing is sampled: a series has the same forecast in any batch.
 
-Shapes: B windows, V variates, T context steps, H steps to forecast, P steps of a patch, N patches, D width, K numbers of
-the head a time point, Q levels, R packed rows, S patches of a row, Cp past and Ck known covariates.
+Shapes: B windows, V variates, T context steps, H steps to forecast, P steps of a patch, N patches, D width, K numbers
+of the head a time point, Q levels, L paths, R packed rows, S patches of a row, Cp past and Ck known covariates.
 """
 
 from __future__ import annotations
@@ -226,8 +226,7 @@ class PatchForecaster(DomainModel):
         return numbers, loc, scale
 
     def _context(self, z: Tensor, observed: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Embed the scaled context; return features (B, V, N, D) and which patches are real, those since the first
-        known value."""
+        """Embed the scaled context: features (B, V, N, D), and which patches are real, those since the first value."""
         whole = self.patch + (self.context_patches - 1) * self.stride
         pad = whole - z.shape[-1]
         z, observed = F.pad(z, (pad, 0)), F.pad(observed, (pad, 0))
@@ -249,8 +248,7 @@ class PatchForecaster(DomainModel):
         return self.in_proj(cut.to(self.in_proj.weight.dtype))
 
     def _known(self, z: Tensor, observed: Tensor, known: Tensor | None, season: Tensor | None, count: int) -> Tensor:
-        """Embed what is known of each patch before it comes, (B, V, N, D): that of the next one where a position
-        forecasts it."""
+        """Embed what is known of each patch before it comes, (B, V, N, D); of the next one where positions tell it."""
         assert self.known_proj is not None
         span = self.spec.context + count * self.patch
         parts = []
@@ -370,49 +368,55 @@ class PatchForecaster(DomainModel):
                 f"PatchForecaster.forecast: known covariates must reach {horizon} steps beyond the context, "
                 f"got {batch['known'].shape[-1] - spec.context}."
             )
-        values, observed, past, known, season = self._inputs(batch)
-        assert values is not None and observed is not None
-        size = values.shape[0]
-        step = self.patch if self.stepwise else spec.horizon
-        inner = spec.quantiles
-        paths = 1
+        window = self._inputs(batch)
+        size = len(batch["values"])
+        weights = path_weights(spec.quantiles).to(batch["values"])
         means: list[Tensor] = []
-        told: list[Tensor | None] = []
-        weights = path_weights(inner).to(values.device)
-        for begin in range(0, horizon, step):
-            if begin and paths == 1 and told[-1] is not None:  # from here on, one window for each path
-                paths = len(inner)
-                values, observed = (t.repeat_interleave(paths, 0) for t in (values, observed))
-                past, known, season = (
-                    None if t is None else t.repeat_interleave(paths, 0) for t in (past, known, season)
-                )
-            if begin:
-                values = torch.cat([values, ahead.reshape(values.shape[0], values.shape[1], -1)], -1)[..., step:]
-                observed = F.pad(observed[..., step:], (0, step), value=True)
-                past = None if past is None else torch.cat([past, past[..., -1:].expand(-1, -1, step)], -1)[..., step:]
-                known = None if known is None else known[..., step:]
-            numbers, loc, scale = self(values, observed, past, known, season)
-            mean = self.param_proj.mean(numbers) * scale + loc  # (B paths, V, h)
-            mean = mean.view(size, paths, *mean.shape[1:])
-            means.append((mean * weights[:, None, None]).sum(1) if paths > 1 else mean[:, 0])
-            last = begin + step >= horizon
-            found = self.param_proj.quantiles(numbers, levels if last and paths == 1 else inner)
-            if found is None:
-                told.append(None)
+        told: list[Tensor] = []
+        ahead: Tensor | None = None  # what goes on behind the window, (B, L, V, h): a path for each of L levels
+        for _ in range(0, horizon, self.patch if self.stepwise else spec.horizon):
+            if ahead is not None:
+                window = _go_on(window, ahead)
+            numbers, loc, scale = self(*window)
+            mean = (self.param_proj.mean(numbers) * scale + loc).unflatten(0, (size, -1))  # (B, L, V, h)
+            paths = mean.shape[1]
+            means.append(mean[:, 0] if paths == 1 else torch.einsum("blvh,l->bvh", mean, weights))
+            inner = self._quantiles(numbers, spec.quantiles, loc, scale)
+            if inner is None:
                 ahead = mean
-                continue
-            found = (found * scale.unsqueeze(2) + loc.unsqueeze(2)).view(size, paths, *found.shape[1:])
-            if paths > 1:
-                told.append(join_paths(found, inner, weights, levels))  # (B, V, Q, h)
-                ahead = join_paths(found, inner, weights, inner).transpose(1, 2)
+            elif paths == 1:
+                same = levels == spec.quantiles
+                found = inner if same else self._quantiles(numbers, levels, loc, scale)
+                assert found is not None
+                told.append(found)
+                ahead = inner.transpose(1, 2)
             else:
-                wanted = levels == inner or last
-                told.append(found[:, 0] if wanted else self._levels(numbers, levels, loc, scale))
-                ahead = found[:, 0].transpose(1, 2)  # (B, Q, V, h)
-        joined = None if told[0] is None else torch.cat([t for t in told if t is not None], -1)[..., :horizon]
+                inner = inner.unflatten(0, (size, -1))  # (B, L, V, K, h)
+                told.append(join_paths(inner, spec.quantiles, weights, levels))
+                ahead = join_paths(inner, spec.quantiles, weights, spec.quantiles).transpose(1, 2)
+        joined = torch.cat(told, -1)[..., :horizon] if told else None
         return Forecast(torch.cat(means, -1)[..., :horizon], joined)
 
-    def _levels(self, numbers: Tensor, levels: Sequence[float], loc: Tensor, scale: Tensor) -> Tensor:
+    def _quantiles(self, numbers: Tensor, levels: Sequence[float], loc: Tensor, scale: Tensor) -> Tensor | None:
         found = self.param_proj.quantiles(numbers, levels)
-        assert found is not None
-        return found * scale.unsqueeze(2) + loc.unsqueeze(2)
+        return None if found is None else found * scale.unsqueeze(2) + loc.unsqueeze(2)
+
+
+def _go_on(window: Sequence[Tensor | None], ahead: Tensor) -> tuple[Tensor | None, ...]:
+    """Move windows on by the steps of their paths ahead (B, L, V, h); there become as many windows as there are paths.
+
+    Past covariates are not known from here on, and keep their last value.
+    """
+    values, observed, past, known, season = window
+    assert values is not None
+    assert observed is not None
+    repeats = ahead.shape[0] * ahead.shape[1] // len(values)
+    if repeats > 1:
+        values, observed = values.repeat_interleave(repeats, 0), observed.repeat_interleave(repeats, 0)
+        past, known, season = (None if t is None else t.repeat_interleave(repeats, 0) for t in (past, known, season))
+    step = ahead.shape[-1]
+    length = values.shape[-1]
+    values = torch.cat([values, ahead.flatten(0, 1)], -1)[..., -length:]
+    observed = F.pad(observed, (0, step), value=True)[..., -length:]
+    past = None if past is None else torch.cat([past, past[..., -1:].expand(-1, -1, step)], -1)[..., -length:]
+    return values, observed, past, None if known is None else known[..., step:], season
