@@ -13,9 +13,10 @@ from vertebra.domains.batching import Batch
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.timeseries.data import Form, Names, check_form
 from vertebra.domains.timeseries.spec import QUANTILES, SeriesSpec
-from vertebra.domains.timeseries.synthetic import TRAINING, check_families, draw_batch
+from vertebra.domains.timeseries.synthetic import TRAINING, draw_batch
+from vertebra.domains.timeseries.synthetic import families as known_families
 from vertebra.domains.timeseries.windows import SeriesAugment, crop, pack_crops
-from vertebra.errors import ConfigError
+from vertebra.errors import ConfigError, UnknownNameError
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 
@@ -26,7 +27,7 @@ class GeneratedItems:
     Args:
         count: Items N an epoch.
         spec: Context and horizon.
-        seed: Of the series.
+        seed: Of the series, and of the draws.
         families: Kinds of series.
         form: ``windows`` or ``packed``.
         patch: Steps of a patch of packed rows.
@@ -38,7 +39,7 @@ class GeneratedItems:
         self,
         count: int,
         spec: SeriesSpec,
-        seed: Sequence[int],
+        seed: int,
         families: tuple[str, ...],
         form: Form,
         patch: int,
@@ -46,7 +47,7 @@ class GeneratedItems:
         fresh: bool,
         augment: SeriesAugment | None,
     ) -> None:
-        self.count, self.spec, self.seed, self.families = count, spec, tuple(seed), families
+        self.count, self.spec, self.seed, self.families = count, spec, seed, families
         self.form, self.patch, self.fresh, self.augment = form, patch, fresh, augment
 
     @property
@@ -63,12 +64,12 @@ class GeneratedItems:
         index = torch.from_numpy(numbers)
         if self.form == "packed":
             patches = spec.context // self.patch
-            crops = [crop(row, self.patch, self.seed[0], epoch, int(i)) for row, i in zip(values, numbers, strict=True)]
+            crops = [crop(row, self.patch, self.seed, epoch, int(i)) for row, i in zip(values, numbers, strict=True)]
             return {**pack_crops(crops, self.patch, patches), "index": index}
         context, target = values[:, None, : spec.context], values[:, None, spec.context :]
         observed = np.ones(context.shape, bool)
         if self.augment is not None:
-            self.augment.hide(observed, numbers, self.seed[0], epoch)
+            self.augment.hide(observed, numbers, self.seed, epoch)
         return {
             "values": torch.from_numpy(np.where(observed, context, 0)),
             "observed": torch.from_numpy(observed),
@@ -133,7 +134,9 @@ class GeneratedData(BaseData):
         self.counts = {"train": count, "val": val_count, "test": test_count}
         self.families = TRAINING if families is None else tuple(families)
         self.test_families = self.families if test_families is None else tuple(test_families)
-        check_families((*self.families, *self.test_families))
+        for family in (*self.families, *self.test_families):
+            if family not in known_families():
+                raise UnknownNameError("family of series", family, known_families())
         self.fresh, self.context, self.horizon, self.quantiles = fresh, context, horizon, tuple(quantiles)
         self.form, self.patch, self.augment = form, patch, augment or SeriesAugment()
 
@@ -146,7 +149,7 @@ class GeneratedData(BaseData):
             split: GeneratedItems(
                 self.counts[split],
                 spec,
-                (self.seed, number),
+                self.seed * len(_SPLITS) + number,
                 self.test_families if split == "test" else self.families,
                 self.form,
                 self.patch,

@@ -1,6 +1,6 @@
 """What a forecaster says of each time point: a mixture of Student-t, quantiles, or the mean alone.
 
-A head maps features to K numbers a time point; what they mean is in units of the window's scale, with 0 at its location.
+A head maps features to K numbers a time point; they are in units of the window's scale, with 0 at its location.
 
 Shapes: ``...`` any axes, D width, K numbers a time point, P time points, C components, Q levels.
 """
@@ -179,11 +179,10 @@ class QuantileHead(Head):
                 f"{beyond[0]:g}; ask for levels between them, or fit a model with head=mixture."
             )
         at = np.interp(levels, self.levels, np.arange(len(self.levels)))
-        low = np.floor(at).astype(int)
-        high = np.minimum(low + 1, len(self.levels) - 1)
-        share = torch.from_numpy(at - low).to(ordered)[:, None]
-        low, high = torch.from_numpy(low).to(ordered.device), torch.from_numpy(high).to(ordered.device)
-        return torch.lerp(ordered.index_select(-2, low), ordered.index_select(-2, high), share)
+        below = torch.from_numpy(np.floor(at).astype(np.int64)).to(ordered.device)
+        above = (below + 1).clamp_max(len(self.levels) - 1)
+        share = torch.from_numpy(at % 1).to(ordered)[:, None]
+        return torch.lerp(ordered.index_select(-2, below), ordered.index_select(-2, above), share)
 
 
 class PointHead(Head):
@@ -223,7 +222,6 @@ class PointHead(Head):
 
     def quantiles(self, numbers: Tensor, levels: Sequence[float]) -> None:
         """None: there are none."""
-        return None
 
 
 def build_head(name: HeadName, dim: int, steps: int, levels: Sequence[float], error: str) -> Head:

@@ -5,6 +5,7 @@ Shapes: B windows, L paths, V variates, K levels of a path's quantiles, Q levels
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 def path_weights(levels: Sequence[float]) -> Tensor:
     """Return the share of outcomes that the path of each level stands for: up to half way to its neighbours."""
-    inner = [(a + b) / 2 for a, b in zip(levels, levels[1:], strict=False)]
+    inner = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
     edges = torch.tensor([0.0, *inner, 1.0])
     return edges.diff()
 
@@ -36,11 +37,11 @@ def join_paths(quantiles: Tensor, levels: Sequence[float], weights: Tensor, want
     knots = quantiles.movedim(3, -1)  # (B, L, V, H, K)
     level = torch.tensor(levels, dtype=knots.dtype, device=knots.device)
     if len(levels) == 1:  # a path is a point
-        at = knots[..., 0].movedim(1, -1).sort(dim=-1)  # (B, V, H, L)
-        shares = weights.to(knots)[at.indices].cumsum(-1)
+        points, order = knots[..., 0].movedim(1, -1).sort(dim=-1)  # (B, V, H, L)
+        shares = weights.to(knots)[order].cumsum(-1)
         target = torch.tensor(wanted, dtype=knots.dtype, device=knots.device).expand(*shares.shape[:-1], -1)
         index = torch.searchsorted(shares, target.contiguous()).clamp_max(shares.shape[-1] - 1)
-        return at.values.gather(-1, index).movedim(-1, 2)
+        return points.gather(-1, index).movedim(-1, 2)
     ends = torch.stack([2 * knots[..., 0] - knots[..., 1], 2 * knots[..., -1] - knots[..., -2]], dim=-1)
     first, last = 2 * level[0] - level[1], 2 * level[-1] - level[-2]
     first, last = first.clamp_min(0), last.clamp_max(1)
