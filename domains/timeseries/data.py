@@ -15,13 +15,12 @@ from vertebra.domains.timeseries.frequency import parse_frequency
 from vertebra.domains.timeseries.series import Doubles, Series
 from vertebra.domains.timeseries.sources import LeftOut, SourceOptions, describe, read_series
 from vertebra.domains.timeseries.spec import QUANTILES, SeriesSpec
-from vertebra.domains.timeseries.windows import PackedItems, SeriesAugment, WindowItems, window_places
+from vertebra.domains.timeseries.windows import Form, PackedItems, SeriesAugment, WindowItems, check_form, window_places
 from vertebra.errors import ConfigError, DataError
 
 log = logging.getLogger("vertebra")
 
 Names = list[str] | tuple[str, ...]
-Form = Literal["windows", "packed"]
 
 _STILL = 1e-8  # standard deviation below which a variate does not move
 
@@ -116,7 +115,7 @@ class SeriesData(BaseData):
             )
         if borders is not None and (len(borders) != 3 or not 0 < borders[0] <= borders[1] <= borders[2]):
             raise ConfigError(
-                f"SeriesData: borders must be three rising rows, the ends of training, validation and test, got {borders}."
+                f"SeriesData: borders must be three rising rows, where the three parts end, got {borders}."
             )
         check_form(form)
         if form == "packed" and (standardise or multivariate or past or known):
@@ -305,12 +304,6 @@ def check_series(spec: SeriesSpec, series: Sequence[Series]) -> None:
         unlike = spec.frequency not in ("", "step") and parse_frequency(spec.frequency) != one.frequency
         if unlike and one.frequency.unit != "step":
             log.warning("%s: the model has learnt steps of %s, these are %s.", one.where, spec.frequency, one.frequency)
-
-
-def check_form(form: str) -> None:
-    """Refuse a form of batches that does not exist."""
-    if form not in ("windows", "packed"):
-        raise ConfigError(f"form must be windows or packed, got {form!r}.")
 
 
 def _scales(prefix: str, parts: Sequence[Doubles], there: bool) -> dict[str, tuple[float, ...]]:

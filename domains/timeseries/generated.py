@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 from vertebra.domains.base import BaseData, Items, Split
 from vertebra.domains.batching import Batch
 from vertebra.domains.spec import DataSpec
-from vertebra.domains.timeseries.data import Form, Names, check_form
 from vertebra.domains.timeseries.spec import QUANTILES, SeriesSpec
 from vertebra.domains.timeseries.synthetic import TRAINING, draw_batch
 from vertebra.domains.timeseries.synthetic import families as known_families
-from vertebra.domains.timeseries.windows import SeriesAugment, crop, pack_crops
+from vertebra.domains.timeseries.windows import Form, SeriesAugment, check_form, crop, pack_crops
 from vertebra.errors import ConfigError, UnknownNameError
 
 _SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -110,8 +109,8 @@ class GeneratedData(BaseData):
         count: int = 16384,
         val_count: int = 512,
         test_count: int = 512,
-        families: Names | None = None,
-        test_families: Names | None = None,
+        families: list[str] | tuple[str, ...] | None = None,
+        test_families: list[str] | tuple[str, ...] | None = None,
         fresh: bool = True,
         context: int = 512,
         horizon: int = 96,

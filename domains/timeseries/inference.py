@@ -65,8 +65,8 @@ class SeriesForecaster:
         for one in series:
             if spec.known and (there := len(one.known) - len(one)) < horizon:
                 raise DataError(
-                    f"{one.where}: the covariate {spec.known[0]} must be known for {horizon} steps beyond the end, it is for "
-                    f"{there}; add rows without a target, or lower the horizon."
+                    f"{one.where}: the covariate {spec.known[0]} must be known {horizon} steps beyond the end, and is "
+                    f"for {there}; add rows without a target, or lower the horizon."
                 )
         found: list[SeriesForecast] = []
         widths = [s.values.shape[1] for s in series]

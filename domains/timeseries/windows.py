@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from vertebra.domains.batching import Batch, plan_packing
 from vertebra.domains.timeseries.series import Doubles, Series
 from vertebra.domains.timeseries.spec import SeriesSpec
 from vertebra.errors import ConfigError, DataError
+
+Form = Literal["windows", "packed"]
+"""Of batches."""
 
 _CROP, _CROPPED, _MISSING, _OFFSET, _LENGTH, _SHARE = range(801, 807)  # salts of the draws
 _SHORTEST, _LONGEST = 0.15, 0.5  # share of a crop's patches that is predicted (scaling-law paper's code)
@@ -264,3 +268,9 @@ def pack_crops(crops: Sequence[tuple[NDArray[np.float32], int]], patch: int, pat
         "segments": torch.from_numpy(segments[:, :used].copy()),
         "predicted": torch.from_numpy(predicted[:, :used].copy()),
     }
+
+
+def check_form(form: str) -> None:
+    """Refuse a form of batches that does not exist."""
+    if form not in ("windows", "packed"):
+        raise ConfigError(f"form must be windows or packed, got {form!r}.")
