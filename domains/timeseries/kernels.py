@@ -1,7 +1,7 @@
 """Random Gaussian processes whose covariances are sums and products of simple ones, drawn with one FFT a term.
 
-The idea is KernelSynth's (Chronos, https://arxiv.org/abs/2403.07815, section 4.2): a covariance is composed of a few base
-kernels by + and x, and a series is a draw of it. There the draw costs T^3. Here every covariance is kept as
+The idea is KernelSynth's (Chronos, https://arxiv.org/abs/2403.07815, section 4.2): a covariance is composed of a few
+base kernels by + and x, and a series is a draw of it. There the draw costs T^3. Here every covariance is kept as
 ``k(s, t) = sum_n x_s^n x_t^n r_n(s - t)``, with x a straight line: a stationary kernel is ``r_0``, the linear one is
 ``x_s x_t``, and sums and products of such forms are of the form again. Each ``r_n`` is drawn by circulant embedding
 (Dietrich & Newsam 1997, https://doi.org/10.1137/S1064827592240555).
@@ -54,10 +54,10 @@ class Kernel:
         """Return the covariance as a matrix (T, T); drawing does not need it."""
         steps = np.arange(len(self.line))
         lags = np.abs(steps[:, None] - steps)
-        return sum(
-            (np.outer(self.line**power, self.line**power) * r[lags] for power, r in self.terms.items()),
-            np.zeros(lags.shape),
-        )
+        total = np.zeros(lags.shape)
+        for power, r in self.terms.items():
+            total += np.outer(self.line**power, self.line**power) * r[lags]
+        return total
 
     def draw(self, rng: np.random.Generator) -> Doubles:
         """Draw a series (T,).
@@ -126,7 +126,7 @@ class Bank:
         return self.stationary((1 + (self.lags / scale) ** 2 / (2 * alpha)) ** -alpha)
 
     def periodic(self, period: int, scale: float) -> Kernel:
-        """Return ``exp(-2 sin^2(pi lag / period) / scale^2)``: repeats, with more overtones the smaller ``scale`` is."""
+        """Return ``exp(-2 sin^2(pi lag / period) / scale^2)``: repeats, sharper as ``scale`` falls."""
         return self.stationary(np.exp(-2 * np.sin(np.pi / period * self.lags) ** 2 / scale**2))
 
 

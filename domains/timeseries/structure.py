@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 from scipy.signal import lfilter
 
 Doubles = NDArray[np.float64]
@@ -54,6 +55,9 @@ CALENDARS = (
 """``step`` has one to three periods of 2 to 200 steps, any number."""
 
 
+_ONE = np.ones(1)
+
+
 def pick(rng: np.random.Generator, totals: Sequence[float]) -> int:
     """Return an index, drawn by weights whose running totals are given."""
     return bisect(totals, rng.random() * totals[-1])
@@ -64,18 +68,24 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
     return low * (high / low) ** rng.random()
 
 
+def deviation(values: Doubles) -> float:
+    """Return the standard deviation; numpy's own takes ten times as long for so few values."""
+    centred = values - values.sum() / len(values)
+    return math.sqrt(centred @ centred / len(values))
+
+
 def unit(values: Doubles) -> Doubles:
     """Return values of mean 0 and deviation 1; zeros where they do not vary."""
-    centred = values - values.mean()
-    deviation = math.sqrt(centred @ centred / len(centred))
-    return centred / deviation if deviation > 1e-12 else np.zeros_like(centred)
+    centred = values - values.sum() / len(values)
+    size = math.sqrt(centred @ centred / len(values))
+    return centred / size if size > 1e-12 else np.zeros_like(centred)
 
 
-def ar1(rng: np.random.Generator, count: int, keep: float) -> Doubles:
-    """Draw a stationary autoregressive path (count,): ``x_t = keep x_t-1 + noise``, deviation 1."""
-    noise = rng.standard_normal(count)
-    noise[1:] *= math.sqrt(1 - keep * keep)
-    return lfilter([1.0], [1.0, -keep], noise)
+def ar1(rng: np.random.Generator, shape: int | tuple[int, ...], keep: float) -> Doubles:
+    """Draw stationary autoregressive paths along the last axis: ``x_t = keep x_t-1 + noise``, deviation 1."""
+    noise = rng.standard_normal(shape)
+    noise[..., 1:] *= math.sqrt(1 - keep * keep)
+    return lfilter(_ONE, (1.0, -keep), noise)
 
 
 # ---------------------------------------------------------------- seasons
@@ -113,6 +123,7 @@ def draw_season(rng: np.random.Generator, length: int) -> Season:
     return Season(calendar.frequency, kept, calendar.day)
 
 
+_NUMBERS = np.arange(1, 13)
 _SHAPES = tuple(accumulate((0.42, 0.2, 0.12, 0.1, 0.05, 0.05, 0.06)))
 
 
@@ -123,32 +134,34 @@ def profile(rng: np.random.Generator, period: float) -> Doubles:
     of the same value, a sawtooth, a square wave, or a few spikes.
     """
     size = int(period) if period == int(period) else 128
-    overtones = max(1, int(period / 2))
-    shape = pick(rng, _SHAPES)
-    angle = 2 * np.pi * (np.arange(size) / size - rng.random())
+    if shape := pick(rng, _SHAPES):
+        angle = 2 * np.pi * (np.arange(size) / size - rng.random())
+        table = unit(_outline(rng, shape, angle, period))
+        if table.any():  # four steps may all be night
+            return table
+    count = min(max(1, int(period / 2)), size // 2, int(rng.integers(1, 13)))
+    waves = np.zeros(count + 1, np.complex128)
+    waves.real[1:], waves.imag[1:] = rng.standard_normal((2, count))
+    waves[1:] *= _NUMBERS[:count] ** -rng.uniform(0.2, 2.2)
+    return unit(fft.irfft(waves, size))
+
+
+def _outline(rng: np.random.Generator, shape: int, angle: Doubles, period: float) -> Doubles:
     if shape == 1:
-        table = np.zeros(size)
-        for _ in range(int(rng.integers(1, 4))):
-            sharp = min(between(rng, 1, 60), period)
-            table += rng.uniform(0.3, 1) * np.exp(sharp * (np.cos(angle - rng.uniform(0, 2 * np.pi)) - 1))
-    elif shape == 2:
-        table = 1 / (1 + np.exp(-between(rng, 3, 40) * (np.cos(angle) - rng.uniform(-0.7, 0.7))))
-    elif shape == 3:
-        table = np.maximum(0, np.cos(angle) - rng.uniform(-0.5, 0.6)) ** between(rng, 0.5, 2)
-    elif shape == 4:
-        table = angle / (2 * np.pi) % 1
-    elif shape == 5:
-        table = (angle / (2 * np.pi) % 1 < rng.uniform(0.1, 0.9)).astype(np.float64)
-    elif shape == 6:
-        table = np.zeros(size)
-        table[rng.integers(0, size, 1 + size // 40)] = 1
-    if shape == 0 or (table := unit(table))[0] == table[-1] == table[size // 2] == 0:
-        count = min(overtones, size // 2, int(rng.integers(1, 13)))
-        waves = np.zeros(count + 1, np.complex128)
-        waves.real[1:], waves.imag[1:] = rng.standard_normal((2, count))
-        waves[1:] *= np.arange(1, count + 1) ** -rng.uniform(0.2, 2.2)
-        table = unit(np.fft.irfft(waves, size))
-    return table
+        sharp = np.array([min(between(rng, 1, 60), period) for _ in range(int(rng.integers(1, 4)))])
+        places = rng.uniform(0, 2 * np.pi, (len(sharp), 1))
+        return rng.uniform(0.3, 1, len(sharp)) @ np.exp(sharp[:, None] * (np.cos(angle - places) - 1))
+    if shape == 2:
+        return 1 / (1 + np.exp(-between(rng, 3, 40) * (np.cos(angle) - rng.uniform(-0.7, 0.7))))
+    if shape == 3:
+        return np.maximum(0, np.cos(angle) - rng.uniform(-0.5, 0.6)) ** between(rng, 0.5, 2)
+    if shape == 4:
+        return angle / (2 * np.pi) % 1
+    if shape == 5:
+        return (angle / (2 * np.pi) % 1 < rng.uniform(0.1, 0.9)).astype(np.float64)
+    spikes = np.zeros(len(angle))
+    spikes[rng.integers(0, len(angle), 1 + len(angle) // 40)] = 1
+    return spikes
 
 
 def cycle(rng: np.random.Generator, time: Doubles, period: float, shape: Doubles | None = None) -> Doubles:
@@ -165,18 +178,23 @@ def cycle(rng: np.random.Generator, time: Doubles, period: float, shape: Doubles
     """
     shape = profile(rng, period) if shape is None else shape
     turns = time / period
+    turns -= int(turns[0])
     count = int(turns[-1]) + 2
-    if rng.random() < 0.15:  # early and late
-        turns = turns + np.interp(turns, np.arange(count), 0.06 * rng.random() * ar1(rng, count, rng.uniform(0, 0.9)))
-    at = turns % 1 * len(shape)
-    values = np.interp(at, np.arange(len(shape) + 1), np.append(shape, shape[0]))
     nodes = np.arange(count)
-    strength = between(rng, 0.02, 0.7) * ar1(rng, count, rng.uniform(0, 0.97))
+    keep = rng.uniform(0, 0.97)
+    strength, level = between(rng, 0.02, 0.7) * ar1(rng, (2, count), keep)
     if rng.random() < 0.2:  # grows or fades
         strength += rng.normal(0, 0.7) * np.linspace(0, 1, count)
-    values *= np.exp(np.interp(turns, nodes, strength))
-    if rng.random() < 0.7:
-        values += np.interp(turns, nodes, between(rng, 0.02, 0.7) * ar1(rng, count, rng.uniform(0, 0.95)))
+    at = time
+    if rng.random() < 0.15:  # early and late
+        at = time + np.interp(turns, nodes, 0.06 * period * rng.random() * ar1(rng, count, keep))
+    if at is time and len(shape) == period:
+        values = shape[at.astype(np.int64) % len(shape)]
+    else:
+        values = np.interp(at / period % 1 * len(shape), np.arange(len(shape) + 1), np.append(shape, shape[0]))
+    values *= np.interp(turns, nodes, np.exp(strength))
+    if (share := rng.uniform(-0.5, 1.5)) > 0:
+        values += np.interp(turns, nodes, share * level)
     return values
 
 
@@ -188,13 +206,13 @@ def weekly(rng: np.random.Generator, time: Doubles, day: int) -> tuple[Doubles, 
     for weekday, share in ((5, rng.uniform(0.3, 1)), (6, 1.0)):
         factor[weekday] += share * (rest[0] - 1)
         offset[weekday] += share * rest[1]
-    weekday = (time // day).astype(np.int64) % 7
-    return factor[weekday], offset[weekday]
+    days = (time // day).astype(np.int64) % 7
+    return factor[days], offset[days]
 
 
 def seasons(rng: np.random.Generator, season: Season, length: int, shape: Doubles | None = None) -> Doubles:
     """Draw all that repeats, (T,), the main period with deviation 1 about; ``shape`` is that of the main period."""
-    time = np.arange(length) + float(rng.integers(7 * season.day if season.day else 10_000))
+    time = np.arange(length, dtype=np.float64) + int(rng.integers(7 * season.day if season.day else 10_000))
     total = np.zeros(length)
     for rank, period in enumerate(season.periods):
         values = cycle(rng, time, period, shape if rank == 0 else None)
@@ -214,7 +232,7 @@ _NOISES = tuple(accumulate((0.35, 0.2, 0.15, 0.3)))
 def trend(rng: np.random.Generator, length: int) -> Doubles:
     """Draw a trend (T,): a line, one that saturates or is damped, one with changepoints, a random walk, a slow wave."""
     kind = pick(rng, _TRENDS)
-    x = np.linspace(0, 1, length)
+    x = np.arange(length) / (length - 1)
     if kind == 0:
         values = x
     elif kind == 1:

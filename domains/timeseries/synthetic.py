@@ -1,8 +1,8 @@
 """Fabricated series without end, to train forecasters that have not seen the series they are asked about.
 
-Item ``i`` of seed ``s`` comes from ``numpy.random.default_rng([s, i])`` and nothing else, so that it is the same whatever
-batch it is in. The families of ``TRAINING`` look like what people measure and sell; those of ``HELD_OUT`` come from
-other mechanisms and are for tests.
+Item ``i`` of seed ``s`` comes from ``numpy.random.default_rng([s, i])`` and nothing else, so that it is the same
+whatever batch it is in. The families of ``TRAINING`` look like what people measure and sell; those of ``HELD_OUT``
+come from other mechanisms and are for tests.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from scipy.signal import lfilter
 from vertebra.domains.timeseries import mechanisms
 from vertebra.domains.timeseries.kernels import compose
 from vertebra.domains.timeseries.structure import (
-    CALENDARS,
     Doubles,
     Season,
     ar1,
     between,
+    deviation,
     draw_season,
     noise,
     pick,
@@ -152,7 +152,7 @@ def _make(rng: np.random.Generator, name: str, length: int) -> tuple[Doubles, Se
     """Draw a family, spoil the values as people's are, and give them a level, a scale and a sign."""
     family = _FAMILIES[name]
     values, season = family.make(rng, length)
-    size = float(values.std())
+    size = deviation(values)
     if family.spoilt and rng.random() < _OUTLIERS:
         at = rng.integers(0, length, 1 + rng.poisson(length * between(rng, 0.0005, 0.01)))
         signs = rng.choice((-1.0, 1.0), len(at)) if family.signed and rng.random() < 0.5 else rng.choice((-1.0, 1.0))
@@ -173,10 +173,10 @@ def _make(rng: np.random.Generator, name: str, length: int) -> tuple[Doubles, Se
 # ---------------------------------------------------------------- families
 
 
-def _mix(rng: np.random.Generator, length: int, shape: Doubles | None = None) -> tuple[Doubles, Season]:
+def _mix(rng: np.random.Generator, length: int) -> tuple[Doubles, Season]:
     """Draw seasons, a trend, a slowly changing level and noise, (T,), and add them."""
     season = draw_season(rng, length)
-    wave = unit(seasons(rng, season, length, shape))
+    wave = unit(seasons(rng, season, length))
     total = wave + between(rng, 0.03, 1.5) * noise(rng, length, wave)
     if rng.random() < 0.65:
         total += between(rng, 0.1, 4) * trend(rng, length)
@@ -276,7 +276,8 @@ def _bounded(rng: np.random.Generator, length: int) -> tuple[Doubles, Season]:
     if kind == 3:  # what clouds leave of a clear sky, or of a profile with closing hours
         season = draw_season(rng, length)
         shape = np.maximum(0, profile(rng, season.periods[0])) if season.periods else np.ones(1)
-        clear = seasons_of_one(rng, season, length, shape)
+        main = Season(season.frequency, season.periods[:1])
+        clear = np.maximum(0, seasons(rng, main, length, shape)) if main.periods else np.ones(length)
         clouds = 1 / (1 + np.exp(-between(rng, 0.3, 3) * ar1(rng, length, rng.uniform(0.5, 0.98)) - rng.normal(1, 1)))
         return clear * clouds, season
     total, season = _mix(rng, length)
@@ -291,12 +292,6 @@ def _bounded(rng: np.random.Generator, length: int) -> tuple[Doubles, Season]:
         return values - values.min(), season
     wind = np.exp(0.5 * ar1(rng, length, 1 - between(rng, 0.005, 0.1)) + rng.uniform(0, 0.3) * total)
     return np.clip((wind * rng.uniform(0.5, 1.1)) ** 3 - 0.05, 0, 1), season
-
-
-def seasons_of_one(rng: np.random.Generator, season: Season, length: int, shape: Doubles) -> Doubles:
-    """Draw the main season alone, (T,), nowhere below 0."""
-    main = Season(season.frequency, season.periods[:1], 0)
-    return np.maximum(0, seasons(rng, main, length, shape)) if season.periods else np.ones(length)
 
 
 _FAMILIES: Mapping[str, _Family] = {
