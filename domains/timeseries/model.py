@@ -71,6 +71,8 @@ class PatchForecaster(DomainModel):
         tell_observed: Whether the embedding sees which values are missing.
         seasonal: Whether each step is told what was a season before it, see ``seasonal_channels``.
         shortcut: Add a linear map of the scaled context to what a quantile or point head says.
+        squash: Whether scaled values are read and told through asinh, which tames outliers (Chronos-2,
+            https://arxiv.org/abs/2510.15821); for a quantile head, since quantiles keep their levels.
         dropout: Share of the embedded patches, and of what is flattened, that is zeroed in training.
     """
 
@@ -99,6 +101,7 @@ class PatchForecaster(DomainModel):
         tell_observed: bool = True,
         seasonal: bool = False,
         shortcut: bool = False,
+        squash: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
@@ -114,6 +117,7 @@ class PatchForecaster(DomainModel):
             tell_observed=tell_observed,
             seasonal=seasonal,
             shortcut=shortcut,
+            squash=squash,
             dropout=dropout,
         )
         for name, value, choices in (
@@ -143,6 +147,9 @@ class PatchForecaster(DomainModel):
             )
         if space == "data" and head == "mixture":
             raise ConfigError("PatchForecaster: a mixture's loss is a density of the data; leave space out.")
+        if squash and (head != "quantile" or space == "data"):
+            raise ConfigError("PatchForecaster: squash=true is for head=quantile and space=instance.")
+        self.squash = squash
         self.patch, self.stride, self.mode, self.readout, self.space = patch, stride or patch, mode, readout, space
         self.tell_observed, self.seasonal = tell_observed, seasonal
         dim = backbone.config.dim
@@ -203,12 +210,12 @@ class PatchForecaster(DomainModel):
                 f"and {tuple(observed.shape)}."
             )
         loc, scale = window_statistics(values, observed)
-        z = ((values - loc) / scale).masked_fill(~observed, 0)
+        z = self._scaled(values, loc, scale).masked_fill(~observed, 0)
         horizon = self.patch if self.stepwise and target is None else self.spec.horizon
         count = self.future_patches if target is not None or not self.stepwise else 1
         x, real = self._context(z, observed, past)  # (B, V, N, D), (B, V, N)
         if self.stepwise and target is not None:
-            ahead = F.pad((target - loc) / scale, (0, count * self.patch - horizon))
+            ahead = F.pad(self._scaled(target, loc, scale), (0, count * self.patch - horizon))
             x = torch.cat([x, self._embed(ahead, torch.ones_like(ahead, dtype=torch.bool))[..., :-1, :]], dim=2)
         elif not self.stepwise and count:
             x = torch.cat([x, self.mask_encoding.weight.expand(*x.shape[:2], count, -1)], dim=2)
@@ -224,6 +231,10 @@ class PatchForecaster(DomainModel):
         if self.shortcut is not None:
             numbers = numbers + self.shortcut(z).unsqueeze(2)
         return numbers, loc, scale
+
+    def _scaled(self, values: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        z = (values - loc) / scale
+        return z.asinh() if self.squash else z
 
     def _context(self, z: Tensor, observed: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embed the scaled context: features (B, V, N, D), and which patches are real, those since the first value."""
@@ -303,7 +314,7 @@ class PatchForecaster(DomainModel):
             )
         shown = observed & ~predicted[..., None]
         loc, scale = packed_statistics(values, shown, segments)
-        z = ((values - loc) / scale).masked_fill(~observed, 0)
+        z = self._scaled(values, loc, scale).masked_fill(~observed, 0)
         x = self._embed(z.flatten(1)[:, None], observed.flatten(1)[:, None])[:, 0]  # (R, S, D)
         if not self.stepwise:
             x = torch.where(predicted[..., None], self.mask_encoding.weight, x)
@@ -340,7 +351,7 @@ class PatchForecaster(DomainModel):
         return {"loss": (series * (points > 0)).sum() / (points > 0).sum().clamp_min(1)}
 
     def _pointwise(self, numbers: Tensor, target: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        losses = self.param_proj.loss(numbers, (target - loc) / scale)
+        losses = self.param_proj.loss(numbers, self._scaled(target, loc, scale))
         if self.param_proj.density:
             return losses + scale.log()  # of the value itself
         if self.space == "instance":
@@ -378,7 +389,9 @@ class PatchForecaster(DomainModel):
             if ahead is not None:
                 window = _go_on(window, ahead)
             numbers, loc, scale = self(*window)
-            mean = (self.param_proj.mean(numbers) * scale + loc).unflatten(0, (size, -1))  # (B, L, V, h)
+            mean = (self.param_proj.mean(numbers.sinh() if self.squash else numbers) * scale + loc).unflatten(
+                0, (size, -1)
+            )  # (B, L, V, h)
             paths = mean.shape[1]
             means.append(mean[:, 0] if paths == 1 else torch.einsum("blvh,l->bvh", mean, weights))
             inner = self._quantiles(numbers, spec.quantiles, loc, scale)
@@ -399,6 +412,8 @@ class PatchForecaster(DomainModel):
 
     def _quantiles(self, numbers: Tensor, levels: Sequence[float], loc: Tensor, scale: Tensor) -> Tensor | None:
         found = self.param_proj.quantiles(numbers, levels)
+        if found is not None and self.squash:
+            found = found.sinh()
         return None if found is None else found * scale.unsqueeze(2) + loc.unsqueeze(2)
 
 

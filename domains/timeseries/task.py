@@ -45,6 +45,7 @@ class ForecastTask(AveragedTask):
         tell_observed: Whether the model sees which values are missing.
         seasonal: Whether each step is told what was a season before it.
         shortcut: Add a linear map of the context to what a quantile or point head says.
+        squash: Read and tell scaled values through asinh, for a quantile head.
         dropout: Share of the embedded patches that is zeroed in training.
         ema: Decay of the average of the weights that is evaluated and saved; 0 for none.
         init_from: Initial weights: a model directory, a bundled model's name or a ``.ckpt``.
@@ -71,6 +72,7 @@ class ForecastTask(AveragedTask):
         tell_observed: bool = True,
         seasonal: bool = False,
         shortcut: bool = False,
+        squash: bool = False,
         dropout: float = 0.0,
         ema: float = 0.0,
         init_from: str | None = None,
@@ -100,6 +102,7 @@ class ForecastTask(AveragedTask):
             "tell_observed": tell_observed,
             "seasonal": seasonal,
             "shortcut": shortcut,
+            "squash": squash,
             "dropout": dropout,
         }
 
