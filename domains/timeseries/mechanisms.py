@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.integrate import odeint
 from scipy.signal import lfilter
 
@@ -31,7 +33,7 @@ _TIDAL_SIZES = {
 Motion = Callable[[float, Sequence[float]], tuple[float, ...]]
 
 
-def _solve(motion: Motion, state: Sequence[float], times: Doubles) -> Doubles:
+def _solve(motion: Motion, state: Sequence[float], times: NDArray[np.floating[Any]]) -> Doubles:
     """Return the states (len(times), S); ``state`` is that of time 0."""
     begins = times[0] == 0
     grid = times if begins else np.append(0, times)
@@ -63,8 +65,7 @@ def oscillator(rng: np.random.Generator, length: int) -> tuple[Doubles, Season]:
     rises = np.flatnonzero((centred[:-1] < 0) & (centred[1:] >= 0))
     period = (rises[-1] - rises[0]) / (len(rises) - 1) * (times[1] - times[0])
     steps = int(rng.integers(8, 61))
-    times = np.arange(length + 1) * float(period / steps)
-    states = _solve(motion, first[2000].tolist(), times)[1:]
+    states = _solve(motion, first[2000].tolist(), period / steps * np.arange(length + 1))[1:]
     values = states[:, int(rng.integers(2))]
     error = rng.uniform(0, 0.08) * values.std()
     return values + error * rng.standard_normal(length), Season("step", (float(steps),))
