@@ -173,13 +173,13 @@ def lay(record: Record, options: SourceOptions, notes: Notes, usual: Frequency |
                 f"{int(jumps[longest]) - 1:,} rows are missing after {before}, and gaps allows {options.gaps}; add "
                 "them, or raise gaps."
             )
-        notes.add("{count} missing rows are filled with NaN", record.name, int((jumps[jumps > 1] - 1).sum()))
+        notes.add("missing rows filled with NaN: {count}", record.name, int((jumps[jumps > 1] - 1).sum()))
     elif not len(jumps) or jumps.min() == 1:
         return Grid(rows, frequency, start, ("",) * columns)
     laid, clash = _merge(rows, at, stamps)
     repeated = int((jumps == 0).sum())
     if not any(clash):
-        notes.add("{count} rows that repeat the stamp and the values of another are dropped", record.name, repeated)
+        notes.add("rows dropped that repeat the stamp and the values of another: {count}", record.name, repeated)
     return Grid(laid, frequency, start, clash)
 
 
@@ -260,7 +260,7 @@ def finish(record: Record, grid: Grid, options: SourceOptions, notes: Notes, col
     ahead = 0
     if record.known and len(told := np.flatnonzero(~np.isnan(known).all(1))):
         ahead = max(0, int(told[-1]) + 1 - (end - begin))
-    notes.add("{count} rows at the end without a value are cut off", name, len(seen) - end - ahead)
+    notes.add("rows at the end without a value, cut off: {count}", name, len(seen) - end - ahead)
     values = values[begin:end]
     if (np.nanmin(values, 0) == np.nanmax(values, 0)).all() if seen[begin:end].all() else _is_constant(values):
         notes.add("is constant", name)

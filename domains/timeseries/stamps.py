@@ -223,7 +223,7 @@ def _numbers(numbers: NDArray[np.float64], good: NDArray[np.bool_]) -> Any:
             least, most = _YEARS if digits == 4 else _YEARS_COMPACT
             if ((parts[0] >= least) & (parts[0] <= most)).all():
                 values, valid = _dates(*parts)
-                if valid.mean() > 0.9:
+                if valid.mean() >= 0.5:
                     dates = np.full(len(numbers), np.datetime64("NaT"), "datetime64[ms]")
                     dates[good] = np.where(valid, values, np.datetime64("NaT"))
                     good[good] = valid

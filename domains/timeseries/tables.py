@@ -177,7 +177,7 @@ def _csv_table(path: Path, options: SourceOptions, left: list[LeftOut]) -> _Tabl
 def _tell_wrong_rows(table: _Table, width: int, wrong: int, left: list[LeftOut]) -> None:
     reader = csv.reader(io.StringIO(table.data.decode(), newline=""), delimiter=table.delimiter)
     line, have = next(((reader.line_num, len(cells)) for cells in reader if cells and len(cells) != width), (0, 0))
-    more = f", and {wrong - 1:,} more lines like it" if wrong > 1 else ""
+    more = f" (such lines: {wrong:,})" if wrong > 1 else ""
     reason = f"has {have} cells, and the header {width}{more}; mend the row, or set delimiter"
     where = f"line {line + table.above:,}"
     if not len(table):
@@ -360,7 +360,8 @@ def _read_wide(
             log.warning("%s: columns of text are passed over: %s.", table.path, ", ".join(text))
         names = [n for n in names if n not in text and not _is_index(n, found[n])]
     if not names:
-        raise DataError(f"{table.path}: has no column of numbers to forecast; columns: {', '.join(table.columns)}.")
+        example = next((_example(table, n, found[n]) for n in found if found[n].bad.any()), "")
+        raise DataError(f"{table.path}: has no column of numbers to forecast{example}; name one as target.")
     bad = [n for n in (*names, *covariates) if found[n].bad.any()]
     whole = [n for n in bad if options.multivariate or n in covariates]
     if whole:
@@ -380,6 +381,10 @@ def _read_wide(
         stamps=stamps,
     )
     return assemble(record, options, notes, left, split=not options.multivariate)
+
+
+def _example(table: _Table, name: str, column: _Numbers) -> str:
+    return f": {name!r} holds text such as {table.columns[name][int(column.bad.argmax())].as_py()!r}"
 
 
 def _is_index(name: str, column: _Numbers) -> bool:
