@@ -55,8 +55,7 @@ def read_npz(path: Path, options: SourceOptions, left: list[LeftOut]) -> list[Se
                 continue
             if len(series) == 1:
                 record = _chosen(path, record, options.target)
-        single = record.rows.shape[1] == 1 or options.multivariate
-        found += assemble(record, options, notes, left, split=not single)
+        found += assemble(record, options, notes, left, split=not options.multivariate)
     notes.tell()
     return found
 

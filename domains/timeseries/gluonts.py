@@ -124,28 +124,36 @@ class _WrongError(Exception):
 
 def _entries(path: Path, data: bytes, left: list[LeftOut]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Objects of a file, and where they are."""
-    if data.lstrip()[:1] == b"[":
-        try:
-            parts = [(f"entry {i:,}", entry) for i, entry in enumerate(json.loads(data), 1)]
-        except (json.JSONDecodeError, RecursionError) as e:
-            raise DataError(f"{path}: is not JSON ({e}); write one object a line.") from None
-    else:
-        parts = []
-        for number, line in enumerate(data.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                parts.append((f"line {number:,}", json.loads(line)))
-            except (json.JSONDecodeError, RecursionError):
-                reason = "is not a JSON object, or is cut short; write one object a line"
-                left.append(LeftOut(str(path), f"line {number:,}", reason))
-                if number == 1 and line.strip() == b"{":
-                    raise DataError(f"{path}: is not one JSON object a line; write each series in a line.") from None
-    for where, entry in parts:
+    for where, entry in _listed(path, data) if data.lstrip()[:1] == b"[" else _lines(path, data, left):
         if isinstance(entry, dict):
             yield where, entry
         else:
             left.append(LeftOut(str(path), where, "is not a JSON object with start and target; write one a line"))
+
+
+def _listed(path: Path, data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        entries = json.loads(data)
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise DataError(f"{path}: is not JSON ({e}); write one object a line.") from None
+    yield from ((f"entry {number:,}", entry) for number, entry in enumerate(entries, 1))
+
+
+def _lines(path: Path, data: bytes, left: list[LeftOut]) -> Iterator[tuple[str, Any]]:
+    wrong: list[int] = []
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (json.JSONDecodeError, RecursionError):
+            wrong.append(number)
+            continue
+        yield f"line {number:,}", entry
+    if wrong:
+        more = f" (such lines: {len(wrong):,})" if len(wrong) > 1 else ""
+        reason = f"is not a JSON object, or is cut short{more}; write one object a line"
+        left.append(LeftOut(str(path), f"line {wrong[0]:,}", reason))
 
 
 def _record(entry: dict[str, Any], number: int, options: SourceOptions, usual: Frequency | None) -> Record:

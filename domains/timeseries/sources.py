@@ -114,8 +114,8 @@ def describe(series: Sequence[Series]) -> str:
     if not series:
         return "no series"
     sources = {own.source for own in series}
-    where = Path(series[0].source).name if len(sources) == 1 else f"{len(sources):,} files"
-    width = {values.shape[1] for values in (own.values for own in series)}
+    where = Path(series[0].source).name or "series" if len(sources) == 1 else f"{len(sources):,} files"
+    width = {own.values.shape[1] for own in series}
     variates = f" of {max(width)} variates" if width != {1} else ""
     lengths = [len(own) for own in series]
     steps = f"{min(lengths):,}" if min(lengths) == max(lengths) else f"{min(lengths):,} to {max(lengths):,}"

@@ -98,6 +98,8 @@ def read_tsf(path: Path, options: SourceOptions, left: list[LeftOut]) -> list[Se
             continue
         records.append((where, Record(name, values[:, None], ("target",), frequency=frequency)))
         starts.append(cells[date_at].strip() if date_at >= 0 else None)
+    if not records and not left:
+        raise DataError(f"{path}: holds no series below @data; copy or export it again.")
     if date_at >= 0 and records:
         records = _place(path, records, starts, frequency, options, left)
     if not header.missing and any(np.isnan(record.rows).any() for _, record in records):
