@@ -107,13 +107,13 @@ class MixtureHead(Head):
         from scipy import special
         from scipy.optimize.elementwise import find_root
 
-        logits, df, loc, scale = (t.double().cpu().numpy() for t in numbers.split(COMPONENTS, dim=-2))
+        logits, df, loc, scale = (t.detach().double().cpu().numpy() for t in numbers.split(COMPONENTS, dim=-2))
         weights, found = np.exp(logits), []
         axis = logits.ndim - 2
         for level in levels:
             own = loc + scale * special.stdtrit(df, level)  # the mixture's lies between its components'
             low, high = own.min(axis), own.max(axis)
-            width = 1e-6 * np.maximum(high - low, scale.min(axis))
+            width = 1e-3 * np.maximum(high - low, scale.max(axis))
 
             def above(x: np.ndarray, *parts: np.ndarray, level: float = level) -> np.ndarray:
                 w, d, m, s = (np.stack(parts[i : i + COMPONENTS]) for i in range(0, len(parts), COMPONENTS))

@@ -30,7 +30,7 @@ from vertebra.backbones.base import Backbone
 from vertebra.domains.batching import Batch
 from vertebra.domains.model import DomainModel
 from vertebra.domains.timeseries.heads import HeadName, build_head
-from vertebra.domains.timeseries.paths import join_paths, path_weights
+from vertebra.domains.timeseries.paths import KNOTS, PATHS, join_paths, spread
 from vertebra.domains.timeseries.scaling import CHANNELS, packed_statistics, seasonal_channels, window_statistics
 from vertebra.domains.timeseries.spec import SeriesSpec
 from vertebra.errors import ConfigError, ShapeError
@@ -381,10 +381,12 @@ class PatchForecaster(DomainModel):
             )
         window = self._inputs(batch)
         size = len(batch["values"])
-        weights = path_weights(spec.quantiles).to(batch["values"])
+        own = KNOTS if self.param_proj.density else spec.quantiles
         means: list[Tensor] = []
         told: list[Tensor] = []
-        ahead: Tensor | None = None  # what goes on behind the window, (B, L, V, h): a path for each of L levels
+        ahead: Tensor | None = (
+            None  # what goes on behind the window, (B, L, V, h): a path for each of the levels ``PATHS``
+        )
         for _ in range(0, horizon, self.patch if self.stepwise else spec.horizon):
             if ahead is not None:
                 window = _go_on(window, ahead)
@@ -392,21 +394,20 @@ class PatchForecaster(DomainModel):
             mean = (self.param_proj.mean(numbers.sinh() if self.squash else numbers) * scale + loc).unflatten(
                 0, (size, -1)
             )  # (B, L, V, h)
-            paths = mean.shape[1]
-            means.append(mean[:, 0] if paths == 1 else torch.einsum("blvh,l->bvh", mean, weights))
-            inner = self._quantiles(numbers, spec.quantiles, loc, scale)
+            means.append(mean.mean(1))
+            inner = self._quantiles(numbers, own, loc, scale)
             if inner is None:
                 ahead = mean
-            elif paths == 1:
-                same = levels == spec.quantiles
-                found = inner if same else self._quantiles(numbers, levels, loc, scale)
+                continue
+            knots = spread(inner, own, KNOTS).unflatten(0, (size, -1))  # (B, L, V, K, h)
+            if mean.shape[1] == 1:
+                found = inner if levels == own else self._quantiles(numbers, levels, loc, scale)
                 assert found is not None
                 told.append(found)
-                ahead = inner.transpose(1, 2)
+                ahead = spread(knots[:, 0], KNOTS, PATHS).transpose(1, 2)
             else:
-                inner = inner.unflatten(0, (size, -1))  # (B, L, V, K, h)
-                told.append(join_paths(inner, spec.quantiles, weights, levels))
-                ahead = join_paths(inner, spec.quantiles, weights, spec.quantiles).transpose(1, 2)
+                told.append(join_paths(knots, levels))
+                ahead = join_paths(knots, PATHS).transpose(1, 2)
         joined = torch.cat(told, -1)[..., :horizon] if told else None
         return Forecast(torch.cat(means, -1)[..., :horizon], joined)
 

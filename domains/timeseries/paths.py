@@ -7,54 +7,65 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from statistics import NormalDist
 
+import numpy as np
 import torch
 from torch import Tensor
 
+COUNT = 9
+_NORMAL = NormalDist()
+_DENSITIES = [0.0, *(_NORMAL.pdf(_NORMAL.inv_cdf(i / COUNT)) for i in range(1, COUNT)), 0.0]  # at the shares' edges
+PATHS = tuple(_NORMAL.cdf(COUNT * (low - high)) for low, high in itertools.pairwise(_DENSITIES))
+"""Levels of the paths; each stands for an equal share of outcomes, at their mean in a normal distribution."""
+KNOTS = (0.01, 0.04, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96, 0.99)
+"""Levels that a path's distribution is kept at."""
 
-def path_weights(levels: Sequence[float]) -> Tensor:
-    """Return the share of outcomes that the path of each level stands for: up to half way to its neighbours."""
-    inner = [(a + b) / 2 for a, b in itertools.pairwise(levels)]
-    edges = torch.tensor([0.0, *inner, 1.0])
-    return edges.diff()
 
-
-def join_paths(quantiles: Tensor, levels: Sequence[float], weights: Tensor, wanted: Sequence[float]) -> Tensor:
-    """Return quantiles of the mixture of the paths' distributions.
-
-    A path's distribution function is linear between its quantiles, and goes on beyond the outermost ones as between the
-    last two.
+def spread(quantiles: Tensor, levels: Sequence[float], wanted: Sequence[float]) -> Tensor:
+    """Return quantiles of other levels: between those given by interpolation, beyond them as a normal distribution.
 
     Args:
-        quantiles: Of every path, (B, L, V, K, H), rising in K.
-        levels: Their levels, rising.
-        weights: Shares of the paths (L,).
+        quantiles: (..., K, H), rising in K.
+        levels: Their levels, rising; a single one stands for all.
+        wanted: Levels asked for.
+
+    Returns:
+        (..., Q, H).
+    """
+    if tuple(levels) == tuple(wanted):
+        return quantiles
+    if len(levels) == 1:
+        return quantiles.expand(*quantiles.shape[:-2], len(wanted), -1)
+    scores, targets = (np.array([_NORMAL.inv_cdf(level) for level in given]) for given in (levels, wanted))
+    at = np.clip(np.searchsorted(scores, targets, side="right") - 1, 0, len(scores) - 2)
+    share = (targets - scores[at]) / (scores[at + 1] - scores[at])  # below 0 and above 1 beyond the outermost
+    low = torch.from_numpy(at).to(quantiles.device)
+    weight = torch.from_numpy(share).to(quantiles)[:, None]
+    return torch.lerp(quantiles.index_select(-2, low), quantiles.index_select(-2, low + 1), weight)
+
+
+def join_paths(knots: Tensor, wanted: Sequence[float]) -> Tensor:
+    """Return quantiles of the mixture, in equal shares, of what all paths say.
+
+    A path's distribution function is linear between its knots.
+
+    Args:
+        knots: Quantiles of every path at the levels ``KNOTS``, (B, L, V, K, H), rising in K.
         wanted: Levels Q of the mixture's quantiles.
 
     Returns:
         (B, V, Q, H).
     """
-    knots = quantiles.movedim(3, -1)  # (B, L, V, H, K)
-    level = torch.tensor(levels, dtype=knots.dtype, device=knots.device)
-    if len(levels) == 1:  # a path is a point
-        points, order = knots[..., 0].movedim(1, -1).sort(dim=-1)  # (B, V, H, L)
-        shares = weights.to(knots)[order].cumsum(-1)
-        target = torch.tensor(wanted, dtype=knots.dtype, device=knots.device).expand(*shares.shape[:-1], -1)
-        index = torch.searchsorted(shares, target.contiguous()).clamp_max(shares.shape[-1] - 1)
-        return points.gather(-1, index).movedim(-1, 2)
-    ends = torch.stack([2 * knots[..., 0] - knots[..., 1], 2 * knots[..., -1] - knots[..., -2]], dim=-1)
-    first, last = 2 * level[0] - level[1], 2 * level[-1] - level[-2]
-    first, last = first.clamp_min(0), last.clamp_max(1)
-    knots = torch.cat([ends[..., :1], knots, ends[..., 1:]], dim=-1)
-    level = torch.cat([first[None], level, last[None]])
-    grid = knots.movedim(1, -2).flatten(-2).sort(dim=-1).values  # (B, V, H, L K)
-    total = torch.zeros_like(grid)
-    for path, weight in zip(knots.unbind(1), weights.tolist(), strict=True):  # F at all knots, path by path
-        at = path.contiguous()
-        index = torch.searchsorted(at, grid, right=True).clamp(1, at.shape[-1] - 1)
-        low, high = at.gather(-1, index - 1), at.gather(-1, index)
+    each = knots.movedim(3, -1).contiguous()  # (B, L, V, H, K)
+    level = torch.tensor(KNOTS, dtype=each.dtype, device=each.device)
+    grid = each.movedim(1, -2).flatten(-2).sort(dim=-1).values  # (B, V, H, L K)
+    total = torch.zeros_like(grid)  # the mixture's distribution function, at all knots
+    for path in each.unbind(1):
+        index = torch.searchsorted(path.contiguous(), grid, right=True).clamp(1, len(level) - 1)
+        low, high = path.gather(-1, index - 1), path.gather(-1, index)
         share = ((grid - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        total += weight * torch.lerp(level[index - 1], level[index], share)
+        total += torch.lerp(level[index - 1], level[index], share) / knots.shape[1]
     target = torch.tensor(wanted, dtype=grid.dtype, device=grid.device).expand(*grid.shape[:-1], -1).contiguous()
     index = torch.searchsorted(total, target).clamp(1, grid.shape[-1] - 1)
     low, high = total.gather(-1, index - 1), total.gather(-1, index)

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
-from vertebra.domains.timeseries.metrics import ForecastErrors
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.domains.averaging import AveragedTask
@@ -18,6 +17,7 @@ from vertebra.domains.batching import Batch
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.timeseries.heads import HeadName
+from vertebra.domains.timeseries.metrics import ForecastErrors
 from vertebra.domains.timeseries.model import Mode, PatchForecaster, Readout, Space
 from vertebra.domains.timeseries.scaling import seasonal_channels
 from vertebra.domains.timeseries.spec import SeriesSpec
