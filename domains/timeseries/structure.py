@@ -177,11 +177,13 @@ def cycle(rng: np.random.Generator, time: Doubles, period: float, shape: Doubles
         shape: Of one period; drawn where none is given.
     """
     shape = profile(rng, period) if shape is None else shape
+    low = int(shape.argmin())  # a period begins where it is lowest, so that nothing jumps when its strength changes
+    rise = np.concatenate([shape[low:], shape[:low]]) - shape[low]
     turns = time / period
     turns -= int(turns[0])
     count = int(turns[-1]) + 2
-    nodes = np.arange(count)
-    keep = rng.uniform(0, 0.97)
+    nodes = np.arange(count) + 0.5  # the middle of each period
+    keep = 0.95 * rng.random() ** 4
     strength, level = between(rng, 0.02, 0.7) * ar1(rng, (2, count), keep)
     if rng.random() < 0.2:  # grows or fades
         strength += rng.normal(0, 0.7) * np.linspace(0, 1, count)
@@ -189,25 +191,29 @@ def cycle(rng: np.random.Generator, time: Doubles, period: float, shape: Doubles
     if rng.random() < 0.15:  # early and late
         at = time + np.interp(turns, nodes, 0.06 * period * rng.random() * ar1(rng, count, keep))
     if at is time and len(shape) == period:
-        values = shape[at.astype(np.int64) % len(shape)]
+        values = rise[at.astype(np.int64) % len(shape)]
     else:
-        values = np.interp(at / period % 1 * len(shape), np.arange(len(shape) + 1), np.append(shape, shape[0]))
-    values *= np.interp(turns, nodes, np.exp(strength))
-    if (share := rng.uniform(-0.5, 1.5)) > 0:
+        values = np.interp(at / period % 1 * len(shape), np.arange(len(shape) + 1), np.append(rise, rise[0]))
+    values *= np.exp(strength)[turns.astype(np.int64)]
+    if (share := rng.uniform(-1, 1)) > 0:
         values += np.interp(turns, nodes, share * level)
-    return values
+    return values + shape[low]
 
 
 def weekly(rng: np.random.Generator, time: Doubles, day: int) -> tuple[Doubles, Doubles]:
-    """Draw how days differ by weekday: a factor and an offset of each step, (T,) and (T,), 1 and 0 on an even day."""
+    """Draw how days differ by weekday: a factor and an offset of each step, (T,) and (T,), 1 and 0 on an even day.
+
+    The factor changes at midnight, the offset all the time.
+    """
     factor = 1 + rng.normal(0, 0.06, 7)
     offset = rng.normal(0, 0.08, 7)
     rest = rng.uniform(0, 1.1), rng.normal(-0.3, 0.8)
     for weekday, share in ((5, rng.uniform(0.3, 1)), (6, 1.0)):
         factor[weekday] += share * (rest[0] - 1)
         offset[weekday] += share * rest[1]
-    days = (time // day).astype(np.int64) % 7
-    return factor[days], offset[days]
+    days = time / day
+    middle = np.interp(days % 7, np.arange(9) - 0.5, np.concatenate([offset[6:], offset, offset[:1]]))
+    return factor[days.astype(np.int64) % 7], middle
 
 
 def seasons(rng: np.random.Generator, season: Season, length: int, shape: Doubles | None = None) -> Doubles:
@@ -218,7 +224,7 @@ def seasons(rng: np.random.Generator, season: Season, length: int, shape: Double
         values = cycle(rng, time, period, shape if rank == 0 else None)
         if rank == 0 and season.day == period and rng.random() < 0.6:
             factor, offset = weekly(rng, time, season.day)
-            values = (values - values[0]) * factor + offset
+            values = (values - values.min()) * factor + offset
         total += values if rank == 0 else between(rng, 0.1, 1.5) * values
     return total
 
