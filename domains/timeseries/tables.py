@@ -6,12 +6,15 @@ series, a column that says which series it is, and one of the values.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ TARGETS = ("y", "target", "value", "values")
 EMPTY = ("", "nan", "na", "n/a", "<na>", "null", "none", "nat", "-", "?")
 """What stands for a missing value, in lower case."""
 
+_EMPTY = pa.array(EMPTY)
 _DELIMITERS = (",", ";", "\t", "|")
 _NUMBER = r"^[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$"
 _COMMA = r"^[+-]?\d*,\d+(?:[eE][+-]?\d+)?$"
@@ -55,6 +59,7 @@ class _Table:
         data: Text of a CSV without the header, to find lines in.
         delimiter: Of the CSV.
         above: Lines of the CSV above ``data``.
+        width: Cells of a row of the CSV.
     """
 
     path: Path
@@ -62,17 +67,25 @@ class _Table:
     data: bytes = b""
     delimiter: str = ","
     above: int = 0
+    width: int = 0
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
     def where(self, row: int) -> str:
         """How a user finds a row."""
-        if not self.data:
-            return f"row {row + 1:,}"
+        return f"line {self._lines[row]:,}" if row < len(self._lines) else f"row {row + 1:,}"
+
+    @cached_property
+    def _lines(self) -> list[int]:
+        """Lines at which the rows of a CSV end."""
         reader = csv.reader(io.StringIO(self.data.decode(), newline=""), delimiter=self.delimiter)
-        rows = (reader.line_num for cells in reader if len(cells) == len(self.columns) and (len(cells) > 1 or cells[0]))
-        return f"line {next(line for i, line in enumerate(rows) if i == row) + self.above:,}"
+        lines = []
+        with contextlib.suppress(csv.Error):  # a cell that is far too long; rows are numbered then
+            for cells in reader:
+                if len(cells) == self.width and (len(cells) > 1 or cells[0]):
+                    lines.append(reader.line_num + self.above)
+        return lines
 
     def texts(self, name: str) -> Any:
         """A column as texts."""
@@ -168,7 +181,7 @@ def _csv_table(path: Path, options: SourceOptions, left: list[LeftOut]) -> _Tabl
     except pa.ArrowInvalid:
         raise DataError(f"{path}: is no table: a quote is not closed, or a row is far too long; mend it.") from None
     columns = {name: table[name] for name in header if name != "\0"}
-    made = _Table(path, columns, body, delimiter, above)
+    made = _Table(path, columns, body, delimiter, above, len(header))
     if wrong:
         _tell_wrong_rows(made, len(header), wrong, left)
     return made
@@ -190,9 +203,16 @@ def _delimiter(head: str, body: bytes) -> str:
     first = next((line for line in body[:1_000_000].decode(errors="replace").splitlines() if line.strip()), head)
     counts = {}
     for sign in _DELIMITERS:
-        one, two = (len(next(csv.reader([line], delimiter=sign))) for line in (head, first))
+        one, two = (_width(line, sign) for line in (head, first))
         counts[sign] = (one == two, one)
     return max(_DELIMITERS, key=lambda sign: (counts[sign][1] > 1, *counts[sign]))
+
+
+def _width(line: str, delimiter: str) -> int:
+    try:
+        return len(next(csv.reader([line], delimiter=delimiter)))
+    except csv.Error:  # one cell that is far too long
+        return 1
 
 
 def _is_number(cell: str) -> bool:
@@ -200,7 +220,7 @@ def _is_number(cell: str) -> bool:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(f"{path}: two columns are called {repeated[0]!r}; rename one.")
 
 
@@ -259,7 +279,7 @@ def _stamps(
     if pa.types.is_floating(column.type):
         column = pc.cast(column, pa.int64(), safe=False)
     texts = pc.cast(column, pa.string())
-    texts = pc.if_else(pc.is_in(pc.utf8_lower(texts), pa.array(EMPTY)), None, texts)
+    texts = pc.if_else(pc.is_in(pc.utf8_lower(texts), _EMPTY), None, texts)
     return parse_stamps(texts, options.date_format, f"{table.path}: the column {name!r}", is_even)
 
 
@@ -292,7 +312,7 @@ def _numbers(table: _Table, names: Sequence[str], options: SourceOptions) -> dic
 def _told(column: Any) -> Any:
     """Texts, null where a value is missing."""
     texts = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.is_in(pc.utf8_lower(texts), pa.array(EMPTY)), None, texts)
+    return pc.if_else(pc.is_in(pc.utf8_lower(texts), _EMPTY), None, texts)
 
 
 def _is_comma(table: _Table, texts: dict[str, Any], options: SourceOptions) -> bool:
@@ -408,8 +428,8 @@ def _read_long(
     rows = np.stack([found[n].values for n in used], axis=1)
     bad = lost | np.logical_or.reduce([found[n].bad for n in used])
 
-    encoded = pc.fill_null(table.texts(item), "").combine_chunks().dictionary_encode()
-    names = [name.strip() for name in encoded.dictionary.to_pylist()]
+    encoded = pc.fill_null(pc.utf8_trim_whitespace(table.texts(item)), "").combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
     edges = np.searchsorted(codes[order], np.arange(len(names) + 1))

@@ -118,6 +118,18 @@ def test_lines_are_counted_as_an_editor_counts_them(tmp_path):
     assert refused(put(tmp_path, "\n\n" + text)).startswith("a.csv: x: line 9 has 'oops'")
 
 
+def test_very_many_columns(tmp_path):
+    head = ",".join(["date", *(f"a_column_with_a_very_long_name_{i}" for i in range(4_000))])
+    lines = [",".join([f"2016-07-0{day}", *[str(day)] * 3_999, "x" if day == 3 else "1"]) for day in (1, 2, 3, 4)]
+    found, left = read(put(tmp_path, "\n".join([head, *lines])))
+    assert len(found) == 3_999
+    assert left[0].startswith("a.csv: a_column_with_a_very_long_name_3999: line 4 has 'x' in the column")
+
+
+def test_rows_that_end_in_a_delimiter_have_lines_too(tmp_path):
+    assert "line 3 has 'soon' for a stamp" in refused(put(tmp_path, "date,x,\n2016-07-01,1,\nsoon,2,\n"))
+
+
 def test_infinite_numbers_are_named(tmp_path):
     assert refused(put(tmp_path, rows([1, "inf", 3]))) == (
         "a.csv: x: line 3 has 'inf' in the column 'x', which is no finite number; correct it, or leave it empty."
@@ -252,7 +264,7 @@ def test_a_repeated_id_with_other_values(tmp_path):
 
 
 def test_rows_of_a_long_table_may_be_in_any_order(tmp_path):
-    lines = long({"a": range(9), "b": range(1, 8)}).splitlines()
+    lines = long({"a": range(9), "b": range(1, 8)}).replace("a,2016-07-02", " a ,2016-07-02").splitlines()
     mixed = [lines[0], *np.random.default_rng(0).permutation(lines[1:])]
     found, left = read(put(tmp_path, "\n".join(mixed)))
     assert column(found["a"]) == list(range(9))
