@@ -69,7 +69,7 @@ def between(rng: np.random.Generator, low: float, high: float) -> float:
 
 
 def deviation(values: Doubles) -> float:
-    """Return the standard deviation; numpy's own takes ten times as long for so few values."""
+    """Return the standard deviation; numpy's own takes several times as long for so few values."""
     centred = values - values.sum() / len(values)
     return math.sqrt(centred @ centred / len(values))
 
