@@ -243,8 +243,8 @@ class Ridge:
                 f"Ridge: no {span} rows in succession are complete, the series has {len(series)}; shorten context or "
                 "horizon."
             )
-        weight: Doubles = np.linalg.solve(gram + self.alpha * np.eye(length), cross)
-        self.weight = weight
+        weight = np.linalg.solve(gram + self.alpha * np.eye(length), cross)
+        self.weight = np.asarray(weight, np.float64)
         return self
 
     def predict(self, windows: Doubles) -> Doubles:
