@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import Growth, MixerState, TokenMixer, check_state
+from vertebra.backbones.layers.norm import RMSNorm
 from vertebra.backbones.layers.rope import rope_angles, rotate
 from vertebra.errors import LoadError, ShapeError
 
@@ -58,6 +59,8 @@ class Attention(TokenMixer):
         rope: Rotary embedding of queries and keys; None for no position information.
         soft_mask: Multiply the attention weights by the causal soft mask after the softmax, without
             renormalising (https://arxiv.org/abs/2404.06773, equation 2); its rate is ``soft_mask_rate``.
+        qk_norm: Eps of RMSNorms over the head width of queries and keys, before the rotary embedding, with weights
+            that all heads share (https://arxiv.org/abs/2010.04245, with RMSNorm for its l2 norm); None for no norms.
     """
 
     soft_mask_rate: float
@@ -73,6 +76,7 @@ class Attention(TokenMixer):
         bias: bool = False,
         rope: Rope | None = None,
         soft_mask: bool = False,
+        qk_norm: float | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
@@ -80,6 +84,8 @@ class Attention(TokenMixer):
         self.soft_mask_rate = 0.0
         self.implementation: Implementation = "sdpa"
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
+        self.q_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
+        self.k_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
         self.proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -108,6 +114,7 @@ class Attention(TokenMixer):
         q = F.linear(x[:, -1:], weight[0], biases[0]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         keys_values = F.linear(x, weight[1], biases[1]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k, v = keys_values.chunk(2, dim=1)  # (B, G, T, K)
+        q, k = self._normed(q, k)
         if self.rope is not None:
             angles = rope_angles(torch.arange(x.shape[1], device=x.device), self.rope.width, self.rope.theta)
             k = rotate(k, angles, self.rope.interleaved)
@@ -151,12 +158,19 @@ class Attention(TokenMixer):
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
         if self.rope is None:
             q, k, v = heads.split(sizes, dim=1)
-            return q, k, v
+            return *self._normed(q, k), v
         assert positions is not None
         angles = rope_angles(positions, self.rope.width, self.rope.theta)
         turned, v = heads.split([sum(sizes[:2]), sizes[2]], dim=1)
+        if self.q_norm is not None:
+            turned = torch.cat(self._normed(*turned.split(sizes[:2], dim=1)), dim=1)
         q, k = rotate(turned, angles, self.rope.interleaved, ordered=ordered).split(sizes[:2], dim=1)
         return q, k, v
+
+    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
 
 class AttentionState(MixerState):

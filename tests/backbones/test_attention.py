@@ -48,6 +48,46 @@ def test_attention_equals_definition_with_gradients(length, window, causal, form
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("rope", [None, Rope(4)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_queries_and_keys_are_normed_before_they_are_turned(rope, bias):
+    torch.manual_seed(0)
+    mixer = Attention(12, 4, 2, 6, bias=bias, rope=rope, qk_norm=1e-3)
+    with torch.no_grad():
+        for norm in (mixer.q_norm, mixer.k_norm):
+            norm.weight.add_(0.5 * torch.randn(6))  # one weight a channel, so that the order of norm and turn shows
+    x = torch.randn(2, 9, 12, requires_grad=True)
+    q, k, v = mixer.qkv(x).unflatten(-1, (8, 6)).split([4, 2, 2], dim=2)  # (B, T, heads, K)
+
+    def normed(heads, weight):
+        return heads / (heads.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight
+
+    q, k = normed(q, mixer.q_norm.weight).transpose(1, 2), normed(k, mixer.k_norm.weight).transpose(1, 2)
+    if rope is not None:
+        q, k = (rotate(heads, rope_angles(torch.arange(9), 4), True) for heads in (q, k))
+    seen = torch.ones(9, 9, dtype=torch.bool).tril().expand(2, -1, -1)
+    expected = mixer.proj(attention_by_query(q, k, v.transpose(1, 2), seen).transpose(1, 2).flatten(2))
+    y = mixer(x, layout(2, 9, causal=True))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
+    weights, inputs = torch.randn_like(y), [x, *mixer.parameters()]
+    grads = [torch.autograd.grad((out * weights).sum(), inputs, retain_graph=True) for out in (y, expected)]
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        state = mixer.init_state(2, 9, x.dtype, x.device)
+        steps = torch.cat([mixer.step(part, state) for part in x.split([4, 1, 1, 3], dim=1)], dim=1)
+        torch.testing.assert_close(steps, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            mixer.read_last(x, layout(2, 9, causal=True)), expected[:, -1:], atol=1e-5, rtol=1e-4
+        )
+
+
+def test_without_qk_norm_there_are_no_such_weights():
+    assert set(Attention(12, 4, 2, 6).state_dict()) == {"qkv.weight", "proj.weight"}
+    normed = Attention(12, 4, 2, 6, qk_norm=1e-5)
+    assert set(normed.state_dict()) == {"qkv.weight", "proj.weight", "q_norm.weight", "k_norm.weight"}
+    assert normed.q_norm.weight.shape == (6,)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 16])
 def test_flex_equals_sdpa(window):
