@@ -183,10 +183,10 @@ class ForecastFiles(Writer):
         told = "given" if self.pipeline.options.frequency else "found"
         for (frequency, season), count in self.kinds.most_common(_MOST_KINDS):
             often = "without stamps" if frequency == "step" else f"frequency {frequency} ({told})"
-            seasonal = "no season" if season == 1 else f"season of {season} steps"
+            seasonal = "no season" if season == 1 else f"season of {season:,} steps"
             yield f"{count:,} series: {often}, {seasonal}"
         if (rest := len(self.kinds) - _MOST_KINDS) > 0:
-            yield f"and {rest} more kind{'s' if rest > 1 else ''} of series"
+            yield f"and {_plural(rest, 'more kind')} of series"
 
     def _write_backtest(self) -> Iterator[str]:
         windows = tuple(window for _, made in self.made for window in made.windows)
@@ -230,9 +230,11 @@ class ForecastFiles(Writer):
 def _table_lines(found: Backtest, summary: dict[str, dict[str, float]], series: int) -> Iterator[str]:
     """A table for people: the forecaster beside the seasonal naive forecast."""
     own, naive, ratio = (summary[name] for name in ("model", "seasonal_naive", "ratio"))
-    yield f"backtest of {series:,} series, {len(found.windows):,} windows of {found.horizon:,} steps:"
+    count = len(found.windows)
+    yield f"backtest of {series:,} series, {_plural(count, 'window')} of {_plural(found.horizon, 'step')}:"
     yield f"  {'':<16}{'model':>12}{'seasonal naive':>18}{'ratio':>10}"
-    for name in (*_TABLE, *(n for n in own if n.startswith("coverage_"))):
+    shown = (*_TABLE, *(name for name in own if name.startswith("coverage_")))
+    for name in (name for name in shown if not math.isnan(own[name])):
         label = _METRICS.get(name) or f"in the {name.removeprefix('coverage_')} % band"
         cells = [_shown(part.get(name, math.nan)) for part in (own, naive, ratio)]
         yield f"  {label:<16}{cells[0]:>12}{cells[1]:>18}{cells[2]:>10}".rstrip()
@@ -241,9 +243,13 @@ def _table_lines(found: Backtest, summary: dict[str, dict[str, float]], series: 
 def _span(steps: int, frequency: Frequency) -> str:
     """``24 hours``, ``96 steps of 15 minutes``."""
     word = _UNITS[frequency.unit]
-    count = steps if frequency.count == 1 else frequency.count
-    told = f"{count:,} {word}{'' if count == 1 else 's'}"
-    return told if frequency.count == 1 else f"{steps:,} step{'' if steps == 1 else 's'} of {told}"
+    if frequency.count == 1:
+        return _plural(steps, word)
+    return f"{_plural(steps, 'step')} of {_plural(frequency.count, word)}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _shown(value: float) -> str:
