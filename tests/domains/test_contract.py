@@ -203,6 +203,11 @@ QUICK = {
     "mesh/vqvae": [
         *("--data.max_tokens", "900", "--model.shape_encoder.latents", "4", "--model.shape_encoder.heads", "2"),
     ],
+    "timeseries": ["--data.batch_size", "4"],
+    "timeseries/zero": ["--data.count", "16", "--data.val_count", "4", "--data.test_count", "4"],
+    "timeseries/scaling": ["--data.count", "16", "--data.val_count", "4", "--data.test_count", "4"],
+    # ETTh1 is the user's to have.
+    "timeseries/etth1": ["--data.path", "sample/timeseries/power.csv", "--data.borders", "null"],
 }
 BIDIRECTIONAL = {"mesh/vqvae"}
 """Recipes that no causal backbone can follow."""
