@@ -14,7 +14,7 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -150,6 +150,10 @@ class BaseData(pl.LightningDataModule, ABC):
         if split not in self._splits:
             raise DataError(f"{type(self).__name__}: no {split} data; {self.hint(split)}")
         return self._splits[split]
+
+    def keep(self, split: Split, choose: Callable[[Items], Items]) -> None:
+        """Replace the items of a split that was read by what ``choose`` makes of them, such as a part of them."""
+        self._splits[split] = choose(self.items(split))
 
     def hint(self, split: Split) -> str:
         """What to do when a split is missing."""

@@ -21,6 +21,7 @@ LIGHT = [
     ["doctor", "--short"],
     ["fit", "--help"],
     ["run", "--help"],
+    ["scaling", "--help"],
 ]
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "validate": ("training", "[RECIPE] [--ckpt_path X]", "the validation numbers of a checkpoint"),
     "test": ("training", "[RECIPE] [--ckpt_path X]", "the test numbers of a checkpoint"),
     "predict": ("training", "[RECIPE] [--ckpt_path X] [-o FILE.csv]", "predictions of a checkpoint, as CSV"),
+    "scaling": ("scaling", "RECIPE --params P ... --budget B [-o DIR]", "how a loss falls with size, data and compute"),
     "run": ("work", "DOMAIN/VERB INPUT... -o OUT [--model NAME|DIR]", "a pipeline: files in, files out"),
     "list": ("listing", "[backbones|models|recipes|pipelines] [PATTERN]", "what there is"),
     "info": ("info", "NAME|DIR|FILE.ckpt", "what a backbone, model, recipe, pipeline or run is"),
