@@ -24,6 +24,7 @@ Form = Literal["windows", "packed"]
 """Of batches."""
 
 _CROP, _CROPPED, _MISSING, _OFFSET, _LENGTH, _SHARE = range(801, 807)  # salts of the draws
+_LEAST = 2  # values of a variate that augmentation leaves
 _SHORTEST, _LONGEST = 0.15, 0.5  # share of a crop's patches that is predicted (scaling-law paper's code)
 
 
@@ -45,19 +46,25 @@ class SeriesAugment:
                 raise ConfigError(f"augment: {name} must be from 0 to 1, got {getattr(self, name)}.")
 
     def hide(self, observed: NDArray[np.bool_], indices: NDArray[np.int64], seed: int, epoch: int) -> None:
-        """Hide context values, ``observed`` (B, V, T), in place; what is hidden depends on the items alone."""
+        """Hide context values, ``observed`` (B, V, T), in place; what is hidden depends on the items alone.
+
+        A variate keeps two values at least, its last ones, as a window without any has no scale.
+        """
         length = observed.shape[-1]
+        kept = observed
         if self.crop:
             chosen = item_uniform(seed, epoch, indices, salt=_CROP) < self.crop
-            kept = np.exp(item_uniform(seed, epoch, indices, salt=_CROPPED) * np.log(length))  # log-uniform
-            first = np.where(chosen, np.minimum(length - np.ceil(kept), length - 2), 0)
-            observed &= (np.arange(length) >= first[:, None])[:, None]
+            steps = np.exp(item_uniform(seed, epoch, indices, salt=_CROPPED) * np.log(length))  # log-uniform
+            first = np.where(chosen, length - np.ceil(steps), 0)
+            kept = kept & (np.arange(length) >= first[:, None])[:, None]
         if self.missing:
             share = item_uniform(seed, epoch, indices, salt=_MISSING)
             share = np.where(share < self.missing, share / self.missing / 2, 0)  # (B,)
-            steps = indices[:, None] * length + np.arange(length)
-            draws: NDArray[np.float64] = item_uniform(seed, epoch, steps, salt=_MISSING + 100)
-            observed &= (draws >= share[:, None])[:, None]
+            places = indices[:, None] * length + np.arange(length)
+            draws: NDArray[np.float64] = item_uniform(seed, epoch, places, salt=_MISSING + 100)
+            kept = kept & (draws >= share[:, None])[:, None]
+        last = observed & (observed[..., ::-1].cumsum(-1)[..., ::-1] <= _LEAST)
+        observed[:] = np.where(kept.sum(-1, keepdims=True) < _LEAST, last, kept)
 
 
 @dataclass(frozen=True)
@@ -100,17 +107,18 @@ class WindowItems:
         room = max(spec.context, self.ahead)  # between two series, so that no window reads a neighbour
         self.offsets = np.cumsum([room] + [len(s) + self.ahead + room for s in series])[:-1]
         total = int(self.offsets[-1]) + len(series[-1]) + self.ahead + room
+        past = [_columns(s.past, s.past_names, spec.past)[: len(s)] for s in series]
+        known = [_columns(s.known, s.known_names, spec.known)[: len(s) + self.ahead] for s in series]
         self.values = self._join([s.values for s in series], total, Scale.of(spec.center, spec.scale))
-        self.past = self._join([s.past for s in series], total, Scale.of(spec.past_center, spec.past_scale))
-        self.known = self._join([s.known for s in series], total, Scale.of(spec.known_center, spec.known_scale))
+        self.past = self._join(past, total, Scale.of(spec.past_center, spec.past_scale))
+        self.known = self._join(known, total, Scale.of(spec.known_center, spec.known_scale))
 
     def _join(self, parts: Sequence[Doubles], total: int, scale: Scale | None) -> NDArray[np.float32]:
         """Lay series out one behind the other, (C, total), NaN between them."""
         out = np.full((parts[0].shape[1], total), np.nan, np.float32)
         for offset, part in zip(self.offsets, parts, strict=True):
             rows = part.T if scale is None else (part.T - scale.center) / scale.scale
-            count = min(rows.shape[1], total - offset)
-            out[:, offset : offset + count] = rows[:, :count]
+            out[:, offset : offset + len(part)] = rows
         return out
 
     @property
@@ -129,8 +137,6 @@ class WindowItems:
         length = self.spec.context
         steps = (self.offsets[number] + origin)[:, None] + np.arange(-length, self.ahead)  # (B, T + H)
         window = self.values[:, steps].swapaxes(0, 1)  # (B, V, T + H)
-        before = (origin[:, None] + np.arange(-length, self.ahead)) < 0  # what stands before the series
-        window[np.broadcast_to(before[:, None], window.shape)] = np.nan
         context, target = window[..., :length], window[..., length:]
         observed, ahead = np.isfinite(context), np.isfinite(target)
         if self.augment is not None:
@@ -152,6 +158,11 @@ class WindowItems:
         return batch
 
 
+def _columns(values: Doubles, names: Sequence[str], wanted: Sequence[str]) -> Doubles:
+    """Return the columns of these names, in their order."""
+    return values[:, [names.index(name) for name in wanted]] if wanted else values[:, :0]
+
+
 def window_places(
     series: Sequence[Series],
     spec: SeriesSpec,
@@ -162,6 +173,8 @@ def window_places(
     full: bool = False,
 ) -> NDArray[np.int64]:
     """Return where forecasts begin, int (N, 2): number of the series and row.
+
+    Windows without any known value in their context, or in what follows, are left out.
 
     Args:
         series: The series.
@@ -179,9 +192,9 @@ def window_places(
             first = max(first, min(spec.context, last))
         rows = np.arange(first, last + 1, every)
         known: NDArray[np.bool_] = np.isfinite(one.values)
-        some = np.asarray(known.any(1))
-        seen, ahead = some.cumsum(), np.append(some[::-1].cumsum()[::-1], 0)
-        rows = rows[(seen[rows - 1] > 0) & (ahead[rows] > ahead[np.minimum(rows + spec.horizon, len(one))])]
+        seen = np.append(0, known.any(1).cumsum())  # rows with a value before each row
+        before, after = np.maximum(rows - spec.context, 0), np.minimum(rows + spec.horizon, len(one))
+        rows = rows[(seen[rows] > seen[before]) & (seen[after] > seen[rows])]
         found.append(np.stack([np.full(len(rows), number), rows], axis=1))
     return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
 
