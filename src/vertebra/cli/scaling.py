@@ -302,7 +302,8 @@ class Scheduler:
         self._times.append(seconds)
         if status:
             lines = (self._place(cell) / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-            last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing was said")
+            said_last = (s for line in reversed(lines) if (s := line.strip()) and "this is a bug in" not in s)
+            last = next(said_last, "nothing was said")
             self.failed[cell.name] = textwrap.shorten(last.removeprefix("vertebra: error: "), 300)
             said = f"failed with status {status}"
         else:
