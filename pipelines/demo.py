@@ -335,11 +335,44 @@ def demo_action(samples: Path, results: Path, report: Report) -> None:
     _report_damaged(results / "damaged.npz.errors.jsonl", report, "damaged files are listed")
 
 
-def _report_damaged(path: Path, report: Report, what: str) -> None:
-    """Tell what was wrong with the bad records of a run."""
+def demo_timeseries(samples: Path, results: Path, report: Report) -> None:
+    """A substation with a backtest, one run over files of five formats, and a file with bad series."""
+    power, hours = results / "power.csv", samples / "power.csv"
+    pipeline("timeseries/forecast", horizon=48, backtest=5, figures=2).run([hours], power)
+    report.section("timeseries/forecast: a substation, hourly")
+    report.code(f"vertebra run timeseries/forecast {hours} -o {power} --horizon 48 --backtest 5 --figures 2")
+    facts = json.loads((results / "power.csv.backtest.json").read_text(encoding="utf-8"))
+    names = {"mase": "MASE", "crps": "CRPS", "mse": "MSE", "smape": "sMAPE", "coverage_80": "in the 80 % band"}
+    parts = [facts[who] for who in ("model", "seasonal_naive", "ratio")]
+    rows = [(label, *(part.get(name) for part in parts)) for name, label in names.items()]
+    report.table(rows, ("metric", "model", "seasonal naive", "ratio"))
+    report.text("The model has never seen this series. A ratio below 1 is better than repeating the day before.")
+    for path, caption in (
+        (results / "power.csv.png", "Days that were forecast as if they were not known, and the next two."),
+        (next(results.glob("power.csv.2.*.png")), "The same of another column."),
+    ):
+        report.image(path, caption)
+
+    files = [samples / name for name in ("visitors.csv", "monthly.tsf", "traffic", "sensors.parquet", "machines.npz")]
+    table = results / "forecasts.parquet"
+    pipeline("timeseries/forecast", horizon=24, figures=3).run(files, table)
+    report.section("timeseries/forecast: files of every format")
+    report.code(f"vertebra run timeseries/forecast {' '.join(map(str, files))} -o {table} --horizon 24 --figures 3")
+    report.text("Days, months, hours, quarters of an hour, and no stamps at all: frequency and season are found.")
+    for path in (results / "forecasts.parquet.png", next(results.glob("forecasts.parquet.3.*.png"))):
+        report.image(path, "What was, and what may come: the median, and how sure it is.")
+
+    damaged = results / "damaged.csv"
+    pipeline("timeseries/forecast", horizon=24, figures=0).run([samples / "bad.csv"], damaged)
+    _report_damaged(results / "damaged.csv.errors.jsonl", report, "series cannot be used", by="record")
+
+
+def _report_damaged(path: Path, report: Report, what: str, *, by: str = "file") -> None:
+    """Tell what was wrong with the bad records of a run, each called by its file or its name."""
     bad = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     report.text(f"{len(bad)} {what}; the others are done all the same, and the exit status is 3.")
-    report.table([(Path(e["file"]).name, e["rule"], e["advice"]) for e in bad], ("file", "what is wrong", "what to do"))
+    rows = [(Path(e["file"]).name if by == "file" else e[by], e["rule"], e["advice"]) for e in bad]
+    report.table(rows, ("file" if by == "file" else "series", "what is wrong", "what to do"))
 
 
 _DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {

@@ -15,11 +15,15 @@ from vertebra.domains.saving import save_model
 from vertebra.domains.timeseries.frequency import Frequency, parse_frequency
 from vertebra.domains.timeseries.inference import SeriesForecaster
 from vertebra.domains.timeseries.model import PatchForecaster
+from vertebra.domains.timeseries.sample import write_sample
 from vertebra.domains.timeseries.series import Series
 from vertebra.domains.timeseries.spec import QUANTILES, SeriesSpec
 from vertebra.domains.timeseries.writing import write_csv_long, write_csv_wide, write_jsonl, write_npz
 from vertebra.errors import ConfigError, DataError, UnknownNameError
+from vertebra.pipelines import base
 from vertebra.pipelines.base import pipeline
+from vertebra.pipelines.demo import demo_timeseries
+from vertebra.pipelines.report import Report
 from vertebra.pipelines.timeseries import ForecastSeries
 
 HORIZON = 6
@@ -462,25 +466,13 @@ def test_folders_and_gluonts(model, tmp_path):
         ({"quantiles": [0.5, 1]}, r"timeseries/forecast: quantiles must rise, between 0 and 1, got 0\.5 1\.0\.$"),
         ({"quantiles": [0.01]}, r"quantiles: the model has learnt levels from 0\.1 to 0\.9, got 0\.01; ask for levels"),
         ({"layout": "tall"}, r"layout must be one of auto wide long; got 'tall'\.$"),
+        ({"frequency": "fortnight"}, r"^unknown frequency 'fortnight'"),
         ({"horizont": 3}, r"timeseries/forecast: no option 'horizont'\. Did you mean 'horizon'\?"),
     ],
 )
 def test_impossible_settings(model, options, text):
-    with pytest.raises(ConfigError, match=text):
+    with pytest.raises((ConfigError, UnknownNameError), match=text):
         work(model, **options)
-
-
-def test_unknown_frequency(model):
-    with pytest.raises(UnknownNameError, match=r"^unknown frequency 'fortnight'"):
-        work(model, frequency="fortnight")
-
-
-def test_other_endings_are_refused(model, tmp_path):
-    path = wide(tmp_path, [wave()])
-    with pytest.raises(
-        ConfigError, match=r"must end in \.csv or \.json or \.parquet, got 'o\.xlsx'; for example o\.csv"
-    ):
-        work(model).run([path], tmp_path / "o.xlsx")
 
 
 # ---------------------------------------------------------------- Python
@@ -571,6 +563,23 @@ def test_help_tells_the_options(capsys):
     for option in ("--horizon", "--quantiles", "--backtest", "--stride", "--known", "--date-format", "--multivariate"):
         assert option in text
     assert ForecastSeries.default_model == "timeseries_zero"
+
+
+@pytest.mark.slow
+def test_the_demo_shows_a_backtest_formats_and_bad_series(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(ForecastSeries, "default_model", saved)
+    monkeypatch.setattr(base, "bundled_models", lambda: {saved: saved})
+    write_sample(tmp_path / "sample", seed=0)
+    (tmp_path / "results").mkdir()
+    report = Report("demo")
+    demo_timeseries(tmp_path / "sample", tmp_path / "results", report)
+    page = report.write(tmp_path / "report.html").read_text()
+    assert page.count("<img") == 4
+    assert page.count("vertebra run timeseries/forecast") == 2
+    for expected in ("seasonal naive", "MASE", "4 series cannot be used", "is not on the grid of h"):
+        assert expected in page
+    entries = pq.read_table(tmp_path / "results" / "forecasts.parquet")
+    assert len(entries) == 24 * (2 + 8 + 10 + 4 + 3)
 
 
 @pytest.mark.realdata
