@@ -149,12 +149,11 @@ class SeriesData(BaseData):
         """As in ``BaseData``."""
         if spec is not None and not isinstance(spec, SeriesSpec):
             raise ConfigError(f"SeriesData: the model is for {spec.domain}, not for time series.")
-        own: dict[str, list[Series]] = {}
-        for split in ("val", "test", "predict"):
-            if self.sources[split] and (split != "predict" or "predict" in splits):
-                own[split] = self._series(split, spec)
+        fits = spec is None or bool(splits - {"predict"})
+        wanted = (*(("val", "test") if fits else ()), *(("predict",) if "predict" in splits else ()))
+        own = {split: self._series(split, spec) for split in wanted if self.sources[split]}
         parts: dict[str, Items] = {}
-        if spec is None or splits - {"predict"}:
+        if spec is None or fits:
             series = self._series("train", spec)
             ends = [self._borders(len(s), own) for s in series]
             spec = spec or self._spec_of(series, [train for train, _, _ in ends])
@@ -215,7 +214,7 @@ class SeriesData(BaseData):
                     for v in range(s.values.shape[1])
                 ]
                 if split == "train" or any(len(row) >= 2 * self.patch for row in rows):
-                    parts[split] = self._packed(rows, varied=split == "train")
+                    parts[split] = self._packed(rows, spec, varied=split == "train")
                 continue
             places = window_places(
                 series,
@@ -236,17 +235,18 @@ class SeriesData(BaseData):
             )
         return parts
 
-    def _packed(self, rows: Sequence[Doubles], *, varied: bool) -> PackedItems:
+    def _packed(self, rows: Sequence[Doubles], spec: SeriesSpec, *, varied: bool) -> PackedItems:
         kept = [row.astype(np.float32) for row in rows]
-        return PackedItems(kept, self.patch, max(self.context // self.patch, 2), self.seed, varied=varied)
+        return PackedItems(kept, self.patch, max(spec.context // self.patch, 2), self.seed, varied=varied)
 
     def _whole(self, split: str, series: list[Series], spec: SeriesSpec) -> Items:
         """Items of series that a split has for itself."""
         if split == "predict":
+            check_known(spec, series, spec.horizon)
             places = np.array([[i, len(s)] for i, s in enumerate(series)])
             return WindowItems(series, spec, places, self.seed)
         if self.form == "packed":
-            return self._packed([v for s in series for v in s.values.T], varied=False)
+            return self._packed([v for s in series for v in s.values.T], spec, varied=False)
         begins = [min(spec.context, max(1, len(s) - spec.horizon)) for s in series]
         places = window_places(series, spec, begins, [len(s) for s in series], self.test_every)
         if not len(places):
@@ -255,17 +255,18 @@ class SeriesData(BaseData):
 
     def _spec_of(self, series: list[Series], ends: Sequence[int]) -> SeriesSpec:
         first = series[0]
-        together = self.options.multivariate
+        variates = first.variates if self.options.multivariate else ()
+        check_series(SeriesSpec(context=self.context, horizon=self.horizon, variates=variates), series)
         known = [s.known[:end] for s, end in zip(series, ends, strict=True)]
         past = [s.past[:end] for s, end in zip(series, ends, strict=True)]
         values = [s.values[:end] for s, end in zip(series, ends, strict=True)]
         frequencies = {str(s.frequency) for s in series}
-        spec = SeriesSpec(
+        return SeriesSpec(
             context=self.context,
             horizon=self.horizon,
             frequency=frequencies.pop() if len(frequencies) == 1 else "",
             season=self.season,
-            variates=first.variates if together else (),
+            variates=variates,
             past=first.past_names,
             known=first.known_names,
             quantiles=self.quantiles,
@@ -273,8 +274,6 @@ class SeriesData(BaseData):
             **_scales("past_", past, bool(first.past_names)),
             **_scales("known_", known, bool(first.known_names)),
         )
-        check_series(spec, series)
-        return spec
 
 
 def check_series(spec: SeriesSpec, series: Sequence[Series]) -> None:
@@ -306,11 +305,26 @@ def check_series(spec: SeriesSpec, series: Sequence[Series]) -> None:
             log.warning("%s: the model has learnt steps of %s, these are %s.", one.where, spec.frequency, one.frequency)
 
 
+def check_known(spec: SeriesSpec, series: Sequence[Series], horizon: int) -> None:
+    """Refuse series whose known covariates do not reach to the end of a forecast.
+
+    Raises:
+        DataError: They end too early.
+    """
+    for one in series:
+        if spec.known and (there := len(one.known) - len(one)) < horizon:
+            raise DataError(
+                f"{one.where}: the covariate {spec.known[0]} must be known {horizon} steps beyond the end, and is "
+                f"for {there}; add rows without a target, or lower the horizon."
+            )
+
+
 def _scales(prefix: str, parts: Sequence[Doubles], there: bool) -> dict[str, tuple[float, ...]]:
-    """Mean and standard deviation of columns over all rows, as fields of the spec."""
+    """Mean and standard deviation of columns over all rows, as fields of the spec; 0 and 1 where none is known."""
     if not there or not parts:
         return {}
     rows = np.concatenate(parts)
+    rows[:, np.isnan(rows).all(0)] = 0
     center, scale = np.nanmean(rows, 0), np.nanstd(rows, 0)
     scale = np.where(scale < _STILL, 1.0, scale)
     return {f"{prefix}center": tuple(center.tolist()), f"{prefix}scale": tuple(scale.tolist())}

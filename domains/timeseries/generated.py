@@ -31,6 +31,7 @@ class GeneratedItems:
         form: ``windows`` or ``packed``.
         patch: Steps of a patch of packed rows.
         fresh: Whether each epoch has other series.
+        varied: Whether crops for packed rows change from epoch to epoch.
         augment: What to do to windows; None for evaluation.
     """
 
@@ -44,10 +45,11 @@ class GeneratedItems:
         patch: int,
         *,
         fresh: bool,
+        varied: bool,
         augment: SeriesAugment | None,
     ) -> None:
         self.count, self.spec, self.seed, self.families = count, spec, seed, families
-        self.form, self.patch, self.fresh, self.augment = form, patch, fresh, augment
+        self.form, self.patch, self.fresh, self.varied, self.augment = form, patch, fresh, varied, augment
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -63,7 +65,8 @@ class GeneratedItems:
         index = torch.from_numpy(numbers)
         if self.form == "packed":
             patches = spec.context // self.patch
-            crops = [crop(row, self.patch, self.seed, epoch, int(i)) for row, i in zip(values, numbers, strict=True)]
+            turn = epoch if self.varied else 0
+            crops = [crop(row, self.patch, self.seed, turn, int(i)) for row, i in zip(values, numbers, strict=True)]
             return {**pack_crops(crops, self.patch, patches), "index": index}
         context, target = values[:, None, : spec.context], values[:, None, spec.context :]
         observed = np.ones(context.shape, bool)
@@ -90,7 +93,8 @@ class GeneratedData(BaseData):
         test_count: Series for testing, likewise.
         families: Kinds of series; None for all that are for training.
         test_families: Kinds for testing; None for those of training.
-        fresh: Whether each epoch has other series; else there are ``count`` of them.
+        fresh: Whether each epoch has other series; else there are ``count`` of them, which packed rows and ``augment``
+            still crop anew in each epoch.
         context: Steps a forecast is made from.
         horizon: Steps that are forecast.
         quantiles: Levels that forecasts tell.
@@ -125,7 +129,12 @@ class GeneratedData(BaseData):
     ) -> None:
         super().__init__(batch_size=batch_size, num_workers=num_workers, pin_memory=pin_memory, seed=seed)
         check_form(form)
-        for name, value in (("count", count), ("val_count", val_count), ("test_count", test_count)):
+        for name, value in (
+            ("count", count),
+            ("val_count", val_count),
+            ("test_count", test_count),
+            ("patch", patch),
+        ):
             if value < 1:
                 raise ConfigError(f"GeneratedData: {name} must be at least 1, got {value}.")
         if form == "packed" and context < 2 * patch:
@@ -133,6 +142,9 @@ class GeneratedData(BaseData):
         self.counts = {"train": count, "val": val_count, "test": test_count}
         self.families = TRAINING if families is None else tuple(families)
         self.test_families = self.families if test_families is None else tuple(test_families)
+        for name, chosen in (("families", self.families), ("test_families", self.test_families)):
+            if not chosen:
+                raise ConfigError(f"GeneratedData: {name} must not be empty; leave it out for the usual ones.")
         for family in (*self.families, *self.test_families):
             if family not in known_families():
                 raise UnknownNameError("family of series", family, known_families())
@@ -153,6 +165,7 @@ class GeneratedData(BaseData):
                 self.form,
                 self.patch,
                 fresh=self.fresh and split == "train",
+                varied=split == "train",
                 augment=self.augment if split == "train" else None,
             )
             for split, number in _SPLITS.items()

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from vertebra.domains.timeseries.data import check_series
+from vertebra.domains.timeseries.data import check_known, check_series
 from vertebra.domains.timeseries.forecast import SeriesForecast
 from vertebra.domains.timeseries.model import PatchForecaster
 from vertebra.domains.timeseries.series import Series
 from vertebra.domains.timeseries.windows import WindowItems
-from vertebra.errors import ConfigError, DataError
+from vertebra.errors import ConfigError
 
 
 class SeriesForecaster:
@@ -62,12 +62,7 @@ class SeriesForecaster:
         if list(levels) != sorted(set(levels)) or not 0 < levels[0] <= levels[-1] < 1:
             raise ConfigError(f"forecast: quantiles must rise, between 0 and 1, got {list(levels)}.")
         check_series(spec, series)
-        for one in series:
-            if spec.known and (there := len(one.known) - len(one)) < horizon:
-                raise DataError(
-                    f"{one.where}: the covariate {spec.known[0]} must be known {horizon} steps beyond the end, and is "
-                    f"for {there}; add rows without a target, or lower the horizon."
-                )
+        check_known(spec, series, horizon)
         found: list[SeriesForecast] = []
         widths = [s.values.shape[1] for s in series]
         begin = 0
