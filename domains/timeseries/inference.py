@@ -46,19 +46,22 @@ class SeriesForecaster:
         Args:
             series: Histories; what they know of covariates must reach ``horizon`` steps beyond their end.
             horizon: Steps H; None for those of the model.
-            quantiles: Levels Q; None for those of the model.
+            quantiles: Levels Q; None for those of the model. A model of means tells none of them.
             season: Steps of a season; 0 for what the model or the series' frequency says.
             batch_size: Single variates in a batch.
 
         Raises:
-            ConfigError: The horizon is below 1, or a level is not told by this model.
+            ConfigError: The horizon is below 1, the season negative, or levels do not rise or are not told by this
+                model.
             DataError: A series lacks what the model reads, or covariates end too early.
         """
         spec = self.model.spec
         horizon = spec.horizon if horizon is None else horizon
         levels = tuple(quantiles or spec.quantiles)
-        if horizon < 1:
-            raise ConfigError(f"forecast: horizon must be at least 1, got {horizon}.")
+        if horizon < 1 or season < 0:
+            raise ConfigError(
+                f"forecast: horizon must be at least 1 and season at least 0, got {horizon} and {season}."
+            )
         if list(levels) != sorted(set(levels)) or not 0 < levels[0] <= levels[-1] < 1:
             raise ConfigError(f"forecast: quantiles must rise, between 0 and 1, got {list(levels)}.")
         check_series(spec, series)
