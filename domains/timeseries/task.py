@@ -189,8 +189,9 @@ class ForecastTask(AveragedTask):
         for index, name, series in zip(batch["index"].tolist(), batch["names"], told.cpu(), strict=True):
             for v, numbers in enumerate(series):
                 variate = spec.variates[v] if spec.variates else str(v + 1)
+                first = (index * len(series) + v) * numbers.shape[-1]  # rows are told apart by their index
                 rows += [
-                    {"index": index, "series": name, "variate": variate, "step": step + 1}
+                    {"index": first + step, "series": name, "variate": variate, "step": step + 1}
                     | dict(zip(columns, values.tolist(), strict=True))
                     for step, values in enumerate(numbers.T)
                 ]
