@@ -195,6 +195,19 @@ def test_processes_side_by_side_share_operations(folder, monkeypatch, capsys):
     assert all(len(r["curve"]["loss"]) >= 2 for r in found)
 
 
+@pytest.mark.slow
+def test_two_processes_train_a_cell_as_one(folder, grid, monkeypatch, capsys):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=2"]
+    words = ["-c", "toy.yaml", "--params", "illama_test", "--data", "8", "--budget", "8", "--evaluations", "4"]
+    assert main(["scaling", *words, *two, "--ood", "far:data.path=far.csv", "-o", "out"]) == 0, capsys.readouterr()
+    mine, whole = result("out/cells/illama_test-d8-s0"), result(grid[0] / "out/cells/illama_test-d8-s0")
+    assert mine["tokens"] == whole["tokens"], "two batches of half the size"
+    assert mine["compute"] == whole["compute"]
+    assert set(mine["numbers"]) == {"validation", "test", "far"}
+    assert not list(folder.rglob("claim*"))
+
+
 # ---------------------------------------------------------------- parts and claims
 
 
@@ -251,7 +264,7 @@ def test_a_cell_of_another_process_is_left_to_it(tmp_path, monkeypatch, capsys):
     for cell in cells:
         (tmp_path / "cells" / cell.name).mkdir(parents=True)
     monkeypatch.setattr(Scheduler, "_numbers", lambda self, cell: "done")
-    monkeypatch.setattr(Scheduler, "_here", lambda self, cell: 0)
+    monkeypatch.setattr(Scheduler, "_here", lambda self, cell: (self._place(cell) / "result.json").write_text("") and 0)
     scheduler = Scheduler(tmp_path, cells, jobs=0)
     with claim(tmp_path / "cells" / cells[0].name):
         scheduler.work()
@@ -363,6 +376,8 @@ def test_options_of_fit_are_checked_before_anything_runs(folder, capsys):
     assert "Did you mean --model.dropout?" in capsys.readouterr().err
     assert main(["scaling", *words[:3], "ilama_test", *words[4:]]) == 2
     assert "unknown backbone 'ilama_test'. Did you mean 'illama_test'" in capsys.readouterr().err
+    assert main(["scaling", *words, "--jobs", "0", "--trainer.devices", "2"]) == 2
+    assert "--jobs 0 trains in this process, on one device" in capsys.readouterr().err
     assert not Path("out").exists()
 
 

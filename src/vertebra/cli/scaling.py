@@ -155,6 +155,10 @@ def _plan(recipe: str | None, passed: list[str], options: Any) -> tuple[Study, l
     if any(parse_number(w) is None for w in options.params) and any(w.startswith("--model.backbone") for w in passed):
         raise ConfigError("scaling: --params names the backbones; leave --model.backbone out, or give counts.")
     config = resolved_config(recipe, passed)
+    if options.jobs == 0 and _several_devices(config["trainer"]):
+        raise ConfigError(
+            "scaling: --jobs 0 trains in this process, on one device; add --trainer.devices 1, or give --jobs 1."
+        )
     sizes = choose_sizes(options.params, config)
     study = Study(
         recipe=recipe,
@@ -172,6 +176,13 @@ def _plan(recipe: str | None, passed: list[str], options: Any) -> tuple[Study, l
     for size in sizes:
         print(f"  {size.word:<24} {size.params:>13,} parameters  {size.text}")
     return study, cells
+
+
+def _several_devices(trainer: dict[str, Any]) -> bool:
+    """Whether a training of this configuration starts further processes."""
+    if trainer["strategy"] != "auto" or str(trainer["devices"]) not in ("1", "auto"):
+        return True
+    return trainer["devices"] == "auto" and trainer["accelerator"] != "cpu" and len(_devices()) > 1
 
 
 def _listed(callbacks: Any) -> list[Any]:
@@ -300,12 +311,12 @@ class Scheduler:
             return
         self._ended += 1
         self._times.append(seconds)
-        if status:
+        if status or not (self._place(cell) / "result.json").is_file():
             lines = (self._place(cell) / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
             said_last = (s for line in reversed(lines) if (s := line.strip()) and "this is a bug in" not in s)
             last = next(said_last, "nothing was said")
             self.failed[cell.name] = textwrap.shorten(last.removeprefix("vertebra: error: "), 300)
-            said = f"failed with status {status}"
+            said = f"failed with status {status}" if status else "ended without a result"
         else:
             said = self._numbers(cell)
         left = len(self.cells) - self._ended - len(self.elsewhere)

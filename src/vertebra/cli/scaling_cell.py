@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -39,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the cell of a folder and return the exit status."""
     (place,) = sys.argv[1:] if argv is None else argv
     folder = Path(place)
-    if "LOCAL_RANK" in os.environ:  # started by Lightning for a cell that is claimed
-        return run_cell(folder)
+    if "LOCAL_RANK" in os.environ:  # started by Lightning for a cell that is claimed; it sets the same here later on
+        return run_cell(folder, helps=True)
     with claim(folder) as mine:
         return run_cell(folder) if mine else TAKEN
 
@@ -137,8 +138,13 @@ def _alive(pid: int) -> bool:
 # ---------------------------------------------------------------- the run
 
 
-def run_cell(folder: Path) -> int:
-    """Train what is not trained, test what is not tested, and write ``result.json``."""
+def run_cell(folder: Path, *, helps: bool = False) -> int:
+    """Train what is not trained, test what is not tested, and write ``result.json``.
+
+    Args:
+        folder: Of the cell.
+        helps: Whether this process only trains along with the one that holds the claim.
+    """
     from vertebra.cli import main as vertebra
 
     study, cell = read_study(folder.parent.parent), read_cell(folder)
@@ -165,12 +171,12 @@ def run_cell(folder: Path) -> int:
     if run is None or not (run / "metrics.json").is_file():
         words += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={every * study.accumulate}"]
         resumable = run is not None and (run / "checkpoints" / LAST).is_file()
-        if run is not None and not resumable and "LOCAL_RANK" not in os.environ:
+        if run is not None and not resumable and not helps:
             shutil.rmtree(run)  # ended before its first checkpoint
         status = vertebra(
             ["fit", *words, *(["--ckpt_path", str(run)] if resumable else ["--root", str(folder / "runs")])]
         )
-        if status or "LOCAL_RANK" in os.environ:
+        if status or helps:
             return status
         run = find_run(folder)
         assert run is not None
@@ -281,9 +287,12 @@ def _json(path: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     from vertebra.errors import VertebraError
 
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(143))  # so that the claim is given back
     try:
-        status = main()
+        ended = main()
     except VertebraError as e:
         print(f"vertebra: error: {e}", file=sys.stderr)
-        status = 2
-    sys.exit(status)
+        ended = 2
+    except KeyboardInterrupt:
+        ended = 130
+    sys.exit(ended)

@@ -138,7 +138,7 @@ def _hull(found: Sequence[dict[str, Any]], split: str, metric: str, shift: float
     loss = loss + shift
     if not len(loss) or (loss <= 0).any():  # said where the law is fitted
         return compute, loss
-    return envelope(compute, loss)
+    return envelope(compute, loss, monotone=True)
 
 
 def _fits(axis: str, split: str, x: Floats, loss: Floats) -> list[Fit]:
@@ -241,6 +241,10 @@ def draw(axis: str, fits: Sequence[Fit], found: Sequence[dict[str, Any]], metric
     axes.set_xscale("log")
     if all((f.loss > 0).all() for f in here):
         axes.set_yscale("log")
+        losses = np.concatenate([f.loss for f in here]) if here else np.ones(1)
+        axes.yaxis.set_major_formatter("{x:.3g}")
+        if losses.max() < 8 * losses.min():  # powers of ten alone would leave the axis without numbers
+            axes.yaxis.set_minor_formatter("{x:.3g}")
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel(metric if not shift else f"{metric} + {shift:g}")
     if here:
@@ -271,8 +275,9 @@ def _write_html(
         f"{f' {shift:g} was added to {metric} before the fits.' if shift else ''}"
     )
     report.text(
-        "Laws over N use the most data, over D the largest model, over C the lowest envelope of all runs: of their "
-        "curves in validation, elsewhere of their ends. Intervals hold 95 percent of 1,000 resamplings of the points."
+        "Laws over N use the most data, over D the largest model, over C the lower envelope of all runs, in which more "
+        "compute gives a lower loss: of their curves in validation, elsewhere of their ends. Intervals hold 95 percent "
+        "of 1,000 resamplings of the points."
     )
     report.section("Laws").table([_law_row(f) for f in fits], _LAW_HEADER)
     for axis, figure in figures.items():
