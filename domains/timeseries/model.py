@@ -233,7 +233,7 @@ class PatchForecaster(DomainModel):
         return numbers, loc, scale
 
     def _scaled(self, values: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        z = (values - loc) / scale
+        z = ((values.double() - loc) / scale).float()  # a level far above the spread would cost digits
         return z.asinh() if self.squash else z
 
     def _context(self, z: Tensor, observed: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -282,8 +282,10 @@ class PatchForecaster(DomainModel):
     def _read(self, x: Tensor, real: Tensor) -> Tensor:
         """Run the backbone over features (B, V, N, D)."""
         x = self.dropout(x)
+        compiling = torch.compiler.is_compiling()
+        mask = None if not compiling and bool(real.all()) else real  # no mask is faster
         if self.variates is None:
-            rows = self.backbone(x.flatten(0, 1), real.flatten(0, 1))  # (B V, N, D)
+            rows = self.backbone(x.flatten(0, 1), None if mask is None else mask.flatten(0, 1))  # (B V, N, D)
             return rows.view(x.shape)
         if x.shape[1] != len(self.variates):
             raise ShapeError(
@@ -291,7 +293,7 @@ class PatchForecaster(DomainModel):
                 f"({', '.join(self.spec.variates)}), got {x.shape[1]}."
             )
         grid = (x + self.variates[:, None]).transpose(1, 2)  # (B, N, V, D): later patches stand behind all variates
-        return self.backbone(grid, real.transpose(1, 2)).transpose(1, 2)
+        return self.backbone(grid, None if mask is None else mask.transpose(1, 2)).transpose(1, 2)
 
     # ---------------------------------------------------------------- packed rows
 
@@ -353,10 +355,10 @@ class PatchForecaster(DomainModel):
     def _pointwise(self, numbers: Tensor, target: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         losses = self.param_proj.loss(numbers, self._scaled(target, loc, scale))
         if self.param_proj.density:
-            return losses + scale.log()  # of the value itself
+            return losses + scale.log().float()  # of the value itself
         if self.space == "instance":
             return losses
-        return losses * (scale**2 if getattr(self.param_proj, "error", "") == "mse" else scale)
+        return losses * (scale**2 if getattr(self.param_proj, "error", "") == "mse" else scale).float()
 
     def _inputs(self, batch: Batch) -> tuple[Tensor | None, ...]:
         return batch["values"], batch["observed"], batch.get("past"), batch.get("known"), batch.get("season")
@@ -415,7 +417,7 @@ class PatchForecaster(DomainModel):
         found = self.param_proj.quantiles(numbers, levels)
         if found is not None and self.squash:
             found = found.sinh()
-        return None if found is None else found * scale.unsqueeze(2) + loc.unsqueeze(2)
+        return None if found is None else (found * scale.unsqueeze(2) + loc.unsqueeze(2)).float()
 
 
 def _go_on(window: Sequence[Tensor | None], ahead: Tensor) -> tuple[Tensor | None, ...]:

@@ -17,7 +17,7 @@ CHANNELS = 3
 
 
 def window_statistics(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation over the last axis, in float64 and then float32, each (..., 1).
+    """Return mean and standard deviation over the last axis, in float64, each (..., 1).
 
     The variance has n - 1 below and ``EPS`` added; a window without a value has 0 and 1.
 
@@ -31,11 +31,11 @@ def window_statistics(values: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]
     squares = ((values.double() - loc) ** 2 * known).sum(-1, keepdim=True)
     scale = (squares / (count - 1).clamp_min(1) + EPS).sqrt()
     empty = count == 0
-    return loc.masked_fill(empty, 0).float(), scale.masked_fill(empty, 1).float()
+    return loc.masked_fill(empty, 0), scale.masked_fill(empty, 1)
 
 
 def packed_statistics(values: Tensor, observed: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of every packed series, at each of its patches: (R, S, 1).
+    """Return mean and standard deviation of every packed series, at each of its patches, in float64: (R, S, 1).
 
     Args:
         values: (R, S, P).
@@ -58,7 +58,7 @@ def packed_statistics(values: Tensor, observed: Tensor, segments: Tensor) -> tup
     empty = (count == 0) & (segments >= 0)
     padding = segments < 0
     loc, scale = loc.masked_fill(empty | padding, 0), scale.masked_fill(empty | padding, 1)
-    return loc.float()[..., None], scale.float()[..., None]
+    return loc[..., None], scale[..., None]
 
 
 def seasonal_channels(values: Tensor, observed: Tensor, season: Tensor, horizon: int) -> Tensor:
