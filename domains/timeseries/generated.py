@@ -17,6 +17,7 @@ from vertebra.domains.timeseries.synthetic import families as known_families
 from vertebra.domains.timeseries.windows import Form, SeriesAugment, check_form, crop, pack_crops
 from vertebra.errors import ConfigError, UnknownNameError
 
+_KEPT = 1 << 26  # values of series that come again, which are kept: 256 MiB
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
@@ -59,9 +60,7 @@ class GeneratedItems:
     def fetch(self, indices: NDArray[np.int64], epoch: int) -> Batch:
         """Make a batch, as ``WindowItems`` or ``PackedItems`` do."""
         spec, numbers = self.spec, np.asarray(indices)
-        turn = epoch if self.fresh else 0
-        total = spec.context if self.form == "packed" else spec.context + spec.horizon
-        values, season = draw_batch(numbers + turn * self.count, total, self.seed, self.families)
+        values, season = self._series(numbers, epoch)
         index = torch.from_numpy(numbers)
         if self.form == "packed":
             patches = spec.context // self.patch
@@ -82,6 +81,24 @@ class GeneratedItems:
             "names": [f"series {i}" for i in numbers],
             "places": [spec.context] * len(numbers),
         }
+
+    def _series(self, numbers: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return values (B, L) and seasons (B,); what comes again is kept, as far as memory is for it."""
+        if self.fresh:
+            return draw_batch(numbers + epoch * self.count, self._steps, self.seed, self.families)
+        missing = np.array([i for i in numbers.tolist() if i not in self._kept], np.int64)
+        if len(missing) and self.count * self._steps <= _KEPT:
+            self._kept |= dict(
+                zip(
+                    missing.tolist(),
+                    zip(*draw_batch(missing, self._steps, self.seed, self.families), strict=True),
+                    strict=True,
+                )
+            )
+        elif len(missing):
+            return draw_batch(numbers, self._steps, self.seed, self.families)
+        rows = [self._kept[i] for i in numbers.tolist()]
+        return np.stack([values for values, _ in rows]), np.array([season for _, season in rows])
 
 
 class GeneratedData(BaseData):
