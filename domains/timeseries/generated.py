@@ -51,6 +51,8 @@ class GeneratedItems:
     ) -> None:
         self.count, self.spec, self.seed, self.families = count, spec, seed, families
         self.form, self.patch, self.fresh, self.varied, self.augment = form, patch, fresh, varied, augment
+        self._steps = spec.context if form == "packed" else spec.context + spec.horizon
+        self._kept: dict[int, tuple[NDArray[np.float32], np.int64]] = {}
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -86,17 +88,11 @@ class GeneratedItems:
         """Return values (B, L) and seasons (B,); what comes again is kept, as far as memory is for it."""
         if self.fresh:
             return draw_batch(numbers + epoch * self.count, self._steps, self.seed, self.families)
-        missing = np.array([i for i in numbers.tolist() if i not in self._kept], np.int64)
-        if len(missing) and self.count * self._steps <= _KEPT:
-            self._kept |= dict(
-                zip(
-                    missing.tolist(),
-                    zip(*draw_batch(missing, self._steps, self.seed, self.families), strict=True),
-                    strict=True,
-                )
-            )
-        elif len(missing):
+        if self.count * self._steps > _KEPT:
             return draw_batch(numbers, self._steps, self.seed, self.families)
+        if len(missing := np.array([i for i in numbers.tolist() if i not in self._kept], np.int64)):
+            made = zip(*draw_batch(missing, self._steps, self.seed, self.families), strict=True)
+            self._kept |= dict(zip(missing.tolist(), made, strict=True))
         rows = [self._kept[i] for i in numbers.tolist()]
         return np.stack([values for values, _ in rows]), np.array([season for _, season in rows])
 
