@@ -380,6 +380,7 @@ _DEMOS: dict[str, Callable[[Path, Path, Report], None]] = {
     "dna": demo_dna,
     "mesh": demo_mesh,
     "speech": demo_speech,
+    "timeseries": demo_timeseries,
     "vision": demo_vision,
 }
 

@@ -150,7 +150,7 @@ def test_demo_runs_every_pipeline_into_one_report(tiny_models, tmp_path):
 
 
 def test_demo_of_an_unknown_domain_writes_nothing(tmp_path):
-    known = r"^unknown domain 'dns'\. Did you mean 'dna'\? Known: action, dna, mesh, speech, vision\.$"
+    known = r"^unknown domain 'dns'\. Did you mean 'dna'\? Known: action, dna, mesh, speech, timeseries, vision\.$"
     with pytest.raises(UnknownNameError, match=known):
         run_demo(["dns"], tmp_path / "demo")
     assert not list(tmp_path.iterdir())
