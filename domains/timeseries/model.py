@@ -335,8 +335,7 @@ class PatchForecaster(DomainModel):
         zeros = losses.new_zeros(len(segments) * most)
         points = zeros.index_add(0, place.flatten(), counted.sum(-1).flatten().to(losses))
         sums = zeros.index_add(0, place.flatten(), (losses * counted).sum(-1).flatten())
-        there = points > 0
-        return (sums[there] / points[there]).mean()
+        return (sums / points.clamp_min(1)).sum() / (points > 0).sum().clamp_min(1)
 
     # ---------------------------------------------------------------- training
 
@@ -347,7 +346,8 @@ class PatchForecaster(DomainModel):
             return {"loss": self.packed_loss(*(batch[name] for name in names))}
         numbers, loc, scale = self(*self._inputs(batch), batch["target"] if self.stepwise else None)
         losses = self._pointwise(numbers, batch["target"], loc, scale)
-        counted = batch["target_observed"].to(losses)
+        seen = batch["observed"].any(-1, keepdim=True)  # without a value there is no scale to judge by
+        counted = (batch["target_observed"] & seen).to(losses)
         points = counted.sum(-1)  # (B, V)
         series = (losses * counted).sum(-1) / points.clamp_min(1)
         return {"loss": (series * (points > 0)).sum() / (points > 0).sum().clamp_min(1)}
@@ -408,10 +408,11 @@ class PatchForecaster(DomainModel):
                 told.append(found)
                 ahead = spread(knots[:, 0], KNOTS, PATHS).transpose(1, 2)
             else:
-                told.append(join_paths(knots, levels))
-                ahead = join_paths(knots, PATHS).transpose(1, 2)
-        joined = torch.cat(told, -1)[..., :horizon] if told else None
-        return Forecast(torch.cat(means, -1)[..., :horizon], joined)
+                joined = join_paths(knots, (*levels, *PATHS))  # (B, V, Q + L, h)
+                told.append(joined[:, :, : len(levels)])
+                ahead = joined[:, :, len(levels) :].transpose(1, 2)
+        quantiles = torch.cat(told, -1)[..., :horizon] if told else None
+        return Forecast(torch.cat(means, -1)[..., :horizon], quantiles)
 
     def _quantiles(self, numbers: Tensor, levels: Sequence[float], loc: Tensor, scale: Tensor) -> Tensor | None:
         found = self.param_proj.quantiles(numbers, levels)

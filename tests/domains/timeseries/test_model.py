@@ -182,6 +182,18 @@ def test_a_packed_row_says_what_its_series_say_alone(name, causal):
     torch.testing.assert_close(model.packed(values, observed, segments, predicted)[0][predicted], before)
 
 
+def test_what_cannot_be_judged_does_not_count():
+    model, batch = build("illama_test", False, head="quantile", covariates=False), windows()
+    batch["observed"][0] = False  # no value, so no scale
+    before = model.losses(batch)["loss"]
+    batch["target"][0] += 1e6
+    torch.testing.assert_close(model.losses(batch)["loss"], before)
+    packed = build("illama_test", False, head="mixture", covariates=False)
+    row = torch.zeros(1, 4, dtype=torch.long)
+    unknown = torch.tensor([[True, True, False, False]])[..., None].expand(1, 4, 8)
+    assert packed.packed_loss(torch.randn(1, 4, 8), unknown, row, torch.tensor([[False, False, True, True]])) == 0
+
+
 @every_backbone
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_model_directory_round_trip(name, causal, settings, tmp_path):
