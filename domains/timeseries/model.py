@@ -411,8 +411,8 @@ class PatchForecaster(DomainModel):
                 joined = join_paths(knots, (*levels, *PATHS))  # (B, V, Q + L, h)
                 told.append(joined[:, :, : len(levels)])
                 ahead = joined[:, :, len(levels) :].transpose(1, 2)
-        quantiles = torch.cat(told, -1)[..., :horizon] if told else None
-        return Forecast(torch.cat(means, -1)[..., :horizon], quantiles)
+        every = torch.cat(told, -1)[..., :horizon] if told else None
+        return Forecast(torch.cat(means, -1)[..., :horizon], every)
 
     def _quantiles(self, numbers: Tensor, levels: Sequence[float], loc: Tensor, scale: Tensor) -> Tensor | None:
         found = self.param_proj.quantiles(numbers, levels)
