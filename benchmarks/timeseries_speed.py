@@ -149,9 +149,8 @@ def infer(count: int) -> None:
     start = time.perf_counter()
     SeasonalNaive().forecast(series[:1000], HORIZON, QUANTILES)
     naive = 1000 / (time.perf_counter() - start)
-    print(
-        f"| {count:,} series, {sum(p.numel() for p in model.parameters()) / 1e3:,.0f}K parameters | series/s | MiB more |"
-    )
+    size = sum(p.numel() for p in model.parameters()) / 1e3
+    print(f"| {count:,} series, {size:,.0f}K parameters | series/s | MiB more |")
     print("| --- | ---: | ---: |")
     print(f"| forecasts of series | {whole:.0f} | {grown:.0f} |")
     print(f"| the model alone, on ready batches of 256 | {alone:.0f} | |")
