@@ -185,13 +185,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    infer(args.count)  # first, while the process is small
+    print()
     print("| context | width | model | parameters | windows/s | to PatchTST |")
     print("| ---: | ---: | --- | ---: | ---: | ---: |")
     for context in (336, 512):
         for dim, heads in ((64, 4), (128, 16)):
             train(context, dim, heads, args.rounds)
-    print()
-    infer(args.count)
     print()
     contexts(args.rounds)
 
