@@ -234,5 +234,7 @@ def test_every_recipe_trains_one_step_with_every_backbone(recipe, name, sample_f
         if "dna_lm" not in bundled_models():
             pytest.skip("the bundled model dna_lm is not here")
         command += ["--model.init_from", "null"]  # its weights are of another backbone
+    if recipe == "timeseries/finetune":
+        command += ["--model.init_from", "null", "--model.init_parts", "backbone"]
     assert main(command) == 0
     assert list(Path(tmp_path).rglob("*.ckpt"))
