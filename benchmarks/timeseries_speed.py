@@ -288,9 +288,7 @@ def print_inference(count: int, size: int = 256, chunk: int = 1024) -> None:
     }
     times = alternate(actions, 7)
     parameters = sum(p.numel() for p in model.parameters()) / 1e3
-    print(
-        f"{parameters:,.0f}K parameters; all {count:,} series: {whole:.1f} s by the clock ({count / whole:.0f} a second)"
-    )
+    print(f"{parameters:,.0f}K parameters; {count:,} series: {whole:.1f} s by the clock, {count / whole:.0f} a second")
     print(f"MiB more at the peak: {(peak.most - peak.start) / 2**20:.0f}, of which forecasts {held / 2**20:.0f}\n")
     print(f"| {len(some):,} series a round | series/s | to the model alone |")
     print("| --- | ---: | ---: |")
