@@ -10,14 +10,13 @@ MASE divides by how much they do not. Each is divided by the deviation of its hi
 
 MASE is a mean over series; CRPS (weighted quantile loss), MSE, sMAPE and the coverage of the 80 % band are sums over
 everything in a row. Numbers are model / naive and in brackets their ratio, below 1 where the model is better. The last
-row of a group is the geometric mean of its ratios. The rate is that of the model alone.
+row of a group is the geometric mean of its ratios. How fast forecasts are is measured by ``timeseries_speed.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +26,6 @@ import torch
 from vertebra.domains.saving import load_model
 from vertebra.domains.timeseries.backtest import Backtest, BacktestWindow, backtest
 from vertebra.domains.timeseries.baselines import RepeatLast
-from vertebra.domains.timeseries.forecast import SeriesForecast
 from vertebra.domains.timeseries.frequency import parse_frequency
 from vertebra.domains.timeseries.inference import SeriesForecaster
 from vertebra.domains.timeseries.model import PatchForecaster
@@ -76,26 +74,15 @@ class Judge:
 
     def __init__(self, model: PatchForecaster) -> None:
         self.forecaster = SeriesForecaster(model)
-        self.seconds = 0.0
         self.ratios: list[list[float]] = []
-
-    def forecast(
-        self, series: Sequence[Series], horizon: int, levels: Sequence[float], season: int
-    ) -> list[SeriesForecast]:
-        """Forecast, and count the seconds."""
-        start = time.perf_counter()
-        found = self.forecaster.forecast(series, horizon, levels, season=season)
-        self.seconds += time.perf_counter() - start
-        return found
 
     def row(self, title: str, series: Sequence[tuple[Series, int]], horizon: int, windows: int) -> Backtest:
         """Backtest series, each with its season (0 for that of its frequency), and print a row."""
-        self.seconds = 0.0
         own: list[BacktestWindow] = []
         beside: list[BacktestWindow] = []
         for season in sorted({season for _, season in series}):
             alike = [one for one, told in series if told == season]
-            forecaster = functools.partial(self.forecast, season=season)
+            forecaster = functools.partial(self.forecaster.forecast, season=season)
             last = functools.partial(RepeatLast().forecast, season=season)
             own += backtest(forecaster, alike, horizon, windows, season=season).windows
             beside += backtest(last, alike, horizon, windows, season=season).windows
@@ -106,15 +93,14 @@ class Judge:
         self.ratios.append([*(ratio[name] for name in METRICS), other["mase"], other["crps"]])
         cells = [f"{model[name]:.3g} / {naive[name]:.3g} ({ratio[name]:.2f})" for name in METRICS]
         cells += [f"{other['mase']:.2f}, {other['crps']:.2f}", f"{model['coverage_80']:.2f}"]
-        rate = len(own) / self.seconds
-        print(f"| {title} | {horizon} | {len(own)} | {' | '.join(cells)} | {rate:.0f} |", flush=True)
+        print(f"| {title} | {horizon} | {len(own)} | {' | '.join(cells)} |", flush=True)
         return found
 
     def close(self, title: str) -> None:
         """Print the geometric mean of the rows since the last one; it is NaN where one of them is."""
         *means, mase, crps = np.exp(np.log(self.ratios).mean(0))
         cells = " | ".join(f"({mean:.2f})" for mean in means)
-        print(f"| **{title}, geometric mean** | | | {cells} | {mase:.2f}, {crps:.2f} | | |", flush=True)
+        print(f"| **{title}, geometric mean** | | | {cells} | {mase:.2f}, {crps:.2f} | |", flush=True)
         self.ratios.clear()
 
 
@@ -166,8 +152,8 @@ def main() -> None:
     examples: dict[str, BacktestWindow] = {}
 
     heads = " | ".join(f"{name}: model / naive" for name in ("MASE", "CRPS", "MSE", "sMAPE"))
-    print(f"| data | horizon | forecasts | {heads} | repeat last, MASE and CRPS to naive | 80 % band | forecasts/s |")
-    print("| --- | ---: | ---: |" + " ---: |" * 7)
+    print(f"| data | horizon | forecasts | {heads} | repeat last, MASE and CRPS to naive | 80 % band |")
+    print("| --- | ---: | ---: |" + " ---: |" * 6)
     if args.data is not None:
         columns = [(one.cut(0, TEST[1]), 0) for one in read_series([args.data])[0]]
         for horizon in args.horizons:
