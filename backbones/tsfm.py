@@ -121,8 +121,8 @@ class TSFM(SequenceBackbone):
 
 @preset(params=6_768)
 def tsfm_test() -> TSFMConfig:
-    """For tests: a few thousand parameters, two heads."""
-    return TSFMConfig(dim=16, depth=2, num_heads=2)
+    """For tests: a few thousand parameters, two heads; causal as all test presets are."""
+    return TSFMConfig(dim=16, depth=2, num_heads=2, causal=True)
 
 
 @preset(params=872)

@@ -32,7 +32,7 @@ RUNS = {
         f"axial_nano,{SIZE},num_heads=2,mlp_ratio=2,causal=false",
         {"model.mode": "multivariate"},
     ),
-    "scaling-law encoder": (f"tsfm_test,{SIZE},num_heads=2,hidden_dim=0", {}),
+    "scaling-law encoder": (f"tsfm_test,{SIZE},num_heads=2,hidden_dim=0,causal=false", {}),
     "iLLaMA, lookback 96": (
         f"illama_nano,{SIZE},num_heads=4,num_kv_heads=0,hidden_dim=64,causal=false",
         {"data.context": "96"},

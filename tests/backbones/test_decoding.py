@@ -31,7 +31,7 @@ VOCABULARY = 9
 
 def make(name, sharp=3.0):
     torch.manual_seed(0)
-    backbone = create_backbone(name, causal=True).eval()
+    backbone = create_backbone(name).eval()
     embed, head = nn.Embedding(VOCABULARY, backbone.config.dim), nn.Linear(backbone.config.dim, VOCABULARY)
     with torch.no_grad():
         head.weight.mul_(sharp)

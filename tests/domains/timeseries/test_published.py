@@ -202,7 +202,7 @@ def test_whole_models_have_the_published_sizes(backbone, count):
 # ---------------------------------------------------------------- names
 
 
-def forecaster(backbone="tsfm_test", spec=None, **options):
+def forecaster(backbone="tsfm_test,causal=false", spec=None, **options):
     given = {"patch": 4, "head": "mixture", "tell_observed": False, **options}
     return PatchForecaster(create_backbone(backbone), spec or SeriesSpec(context=40, horizon=8), **given)
 
@@ -243,7 +243,7 @@ def test_a_file_or_its_folder_and_the_settings_beside_it(tmp_path):
         model = load_published(path)
         assert not model.training
         assert (model.spec.context, model.spec.horizon, model.patch) == (1000, 192, 4)
-        assert dataclasses.replace(model.backbone.config, hidden_dim=0) == create_backbone("tsfm_test").config
+        assert dataclasses.replace(model.backbone.config, hidden_dim=0) == create_backbone("tsfm_test,causal=false").config
 
 
 # ---------------------------------------------------------------- what is refused

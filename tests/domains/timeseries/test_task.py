@@ -205,7 +205,7 @@ def test_packed_rows_log_the_loss_alone(power, tmp_path, causal):
 
 
 def test_fabricated_packed_rows(tmp_path):
-    made = task("tsfm_test", head="mixture", tell_observed=False)
+    made = task("tsfm_test,causal=false", head="mixture", tell_observed=False)
     series = GeneratedData(
         count=24, val_count=8, test_count=8, context=96, horizon=12, form="packed", patch=12, batch_size=8
     )
