@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vertebra.cli.invocation import Invocation, parse_invocation
-from vertebra.cli.recipes import recipe_header, recipes
+from vertebra.cli.recipes import recipes
 from vertebra.errors import ConfigError, LoadError, VertebraError
 
 if TYPE_CHECKING:
@@ -170,7 +171,8 @@ def _short_help(verb: str) -> str:
         "predict": "  -o FILE.csv             where predictions go (default: predictions.csv)",
         "config": "  > FILE.yaml             the output is a configuration file for -c",
     }.get(verb, "  -o FILE.json            also write the numbers to a file")
-    lines = [f"usage: vertebra {verb} [RECIPE] [-c FILE] [--ckpt_path X] [options]", "", about, "", "recipes:"]
-    for name, path in recipes().items():
-        lines.append(f"  {name:<22}  {' '.join(recipe_header(path)[:1])}")
+    lines = [f"usage: vertebra {verb} [RECIPE] [-c FILE] [--ckpt_path X] [options]", "", about, ""]
+    lines.append("recipes: (what each does: vertebra list recipes)")
+    for domain, names in itertools.groupby(recipes(), lambda name: name.partition("/")[0]):
+        lines.append(f"  {domain:<12}{' '.join(names)}")
     return "\n".join([*lines, "", COMMON, own, "", f"all options: vertebra {verb} [RECIPE] --help-all"])
