@@ -243,7 +243,9 @@ def test_a_file_or_its_folder_and_the_settings_beside_it(tmp_path):
         model = load_published(path)
         assert not model.training
         assert (model.spec.context, model.spec.horizon, model.patch) == (1000, 192, 4)
-        assert dataclasses.replace(model.backbone.config, hidden_dim=0) == create_backbone("tsfm_test,causal=false").config
+        assert (
+            dataclasses.replace(model.backbone.config, hidden_dim=0) == create_backbone("tsfm_test,causal=false").config
+        )
 
 
 # ---------------------------------------------------------------- what is refused
