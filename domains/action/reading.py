@@ -5,15 +5,13 @@ Shapes: T steps of an episode, S state dimensions, D action dimensions.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,17 +202,3 @@ def given_names(first: str, names: Sequence[str], width: int) -> tuple[str, ...]
     if len(names) != width:
         raise ConfigError(f"{first}_names must be {width}, as many as there are dimensions, got {len(names)}.")
     return names
-
-
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears as ``path`` only when the block ends well."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e}); choose another folder.") from None
-    finally:
-        part.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ from vertebra.domains.action.reading import (
     matrix,
     numbered,
     stand_in,
-    whole_file,
 )
+from vertebra.domains.writing import whole_file
 from vertebra.errors import ConfigError, DataError
 
 _COPY = "copy or export it again"

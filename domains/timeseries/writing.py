@@ -5,16 +5,14 @@ Shapes: T steps, V variates, Cp past and Ck known covariates, F steps beyond the
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import json
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +21,7 @@ import pyarrow.parquet
 from vertebra.domains.timeseries.frequency import Frequency
 from vertebra.domains.timeseries.grids import positions
 from vertebra.domains.timeseries.series import Doubles, Series
+from vertebra.domains.writing import whole_file
 from vertebra.errors import DataError
 
 _TSF_WORDS = {
@@ -105,7 +104,7 @@ def write_parquet(
     """
     names, cells = _wide(path, series) if layout == "wide" else _long(path, series, columns)
     arrays = [pa.array(np.asarray(own)) if own and not isinstance(own[0], str) else pa.array(own) for own in cells]
-    with _whole_file(Path(path)) as file:
+    with whole_file(Path(path)) as file:
         pyarrow.parquet.write_table(pa.Table.from_arrays(arrays, names=names), file)
 
 
@@ -186,7 +185,7 @@ def write_npz(path: str | Path, series: Series) -> None:
     for what in ("past", "known"):
         if names := getattr(series, f"{what}_names"):
             arrays |= {what: getattr(series, what), f"{what}_names": np.array(names)}
-    with _whole_file(Path(path)) as file:
+    with whole_file(Path(path)) as file:
         np.savez_compressed(file, **arrays)
 
 
@@ -294,19 +293,5 @@ def _tsf_frequency(frequency: Frequency) -> str:
 
 
 def _write_bytes(path: Path, data: bytes) -> None:
-    with _whole_file(path) as file:
+    with whole_file(path) as file:
         file.write(gzip.compress(data, mtime=0) if path.name.lower().endswith(".gz") else data)
-
-
-@contextlib.contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that appears as ``path`` only when the block ends well."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror or e}); choose another folder.") from None
-    finally:
-        part.unlink(missing_ok=True)
