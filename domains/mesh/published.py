@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vertebra.backbones.opt import OPTConfig, opt_350m, transformers_names
 from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.domains.conversion import Converter
 from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig, michelangelo_names, michelangelo_weights
 from vertebra.domains.mesh.model import MeshGenerator
 from vertebra.domains.mesh.spec import MeshSpec
@@ -137,3 +138,6 @@ def read_published(model: MeshGenerator, path: str | Path) -> LoadReport:
         raise LoadError(f"{path}: cannot be read as a safetensors file ({error}).") from error
     tensors = from_published(tensors, backbone, model.encoder.config)
     return load_state(model, tensors, source=f"the weights of {path}")
+
+
+CONVERTERS: tuple[Converter, ...] = ()

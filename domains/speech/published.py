@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vertebra.backbones.base import create_backbone
 from vertebra.backbones.ebranchformer import EBranchformerConfig
+from vertebra.domains.conversion import Converter
 from vertebra.domains.speech.model import PromptConfig, SpeechCTC
 from vertebra.domains.speech.spec import BLANK, NO_LANGUAGE, NO_PROMPT, SpeechSpec
 from vertebra.errors import LoadError, UnknownNameError
@@ -264,3 +265,6 @@ def _the_one(files: list[Path], folder: Path, what: str) -> Path:
         names = ", ".join(f.name for f in files[:3]) or "none"
         raise LoadError(f"{folder}: must hold one {what}, got {names}.")
     return files[0]
+
+
+CONVERTERS: tuple[Converter, ...] = ()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vertebra.backbones.pretrained import load_state
 from vertebra.backbones.tsfm import TSFMConfig
+from vertebra.domains.conversion import Converter
 from vertebra.domains.timeseries.heads import COMPONENTS, MixtureHead
 from vertebra.domains.timeseries.model import PatchForecaster
 from vertebra.domains.timeseries.spec import SeriesSpec
@@ -211,3 +212,6 @@ def _check_config(path: Path, config: TSFMConfig, patch: int) -> None:
                 f"{path}: {name} is {told[name]!r}, but the weights beside it need {value!r}; both files must be of "
                 "one scaling-law model."
             )
+
+
+CONVERTERS: tuple[Converter, ...] = ()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.domains.conversion import Converter
 from vertebra.domains.vision.model import ImageClassifier
 from vertebra.errors import LoadError
 
@@ -81,3 +82,6 @@ def read_published(model: ImageClassifier, path: str) -> LoadReport:
     head = [k for k in ("head.weight", "head.bias") if k in own and k in tensors and own[k].shape != tensors[k].shape]
     tensors = {k: v for k, v in tensors.items() if k not in head}
     return load_state(model, tensors, source=f"the weights of {path}", allow_missing=tuple(head))
+
+
+CONVERTERS: tuple[Converter, ...] = ()

@@ -1,0 +1,175 @@
+"""Published checkpoints to models of ours, and back: what a converter is, and which ones there are.
+
+Each domain's ``published.py`` holds its converters as ``CONVERTERS``. A converter recognises its family by keys and
+config, builds the model that the checkpoint is of, and loads it strictly: every tensor is either a weight of ours or
+named in ``left_out`` with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vertebra.backbones.checkpoints import Checkpoint, open_checkpoint
+from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.domains.model import DomainModel
+from vertebra.errors import LoadError, UnknownNameError
+
+MODULES = (
+    "vertebra.domains.vision.published",
+    "vertebra.domains.speech.published",
+    "vertebra.domains.mesh.published",
+    "vertebra.domains.timeseries.published",
+)
+"""Where converters are; each module has a tuple ``CONVERTERS``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A checkpoint as a model of ours.
+
+    Args:
+        model: With its weights, in evaluation mode.
+        report: What was loaded.
+        left_out: Names of the checkpoint's tensors that the model has no place for, each with the reason.
+        files: Files to keep beside the model, such as a tokenizer's.
+        notes: Sections of the model card: ``data``, ``licence``, ``source``.
+    """
+
+    model: DomainModel
+    report: LoadReport
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[Path] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+class Converter(ABC):
+    """One family of published checkpoints."""
+
+    name: ClassVar[str]
+    """For the command line, such as ``llama``."""
+    summary: ClassVar[str]
+    """What it reads, and what of: a line."""
+
+    @abstractmethod
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Tell from config, files or names of tensors whether the checkpoint is of this family."""
+
+    @abstractmethod
+    def convert(self, checkpoint: Checkpoint) -> Conversion:
+        """Make the model.
+
+        Raises:
+            LoadError: Something that the checkpoint does cannot be done by ours; the text says what.
+        """
+
+    def restore(self, model: DomainModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and ``config.json`` of a model of ours as the family has them.
+
+        Raises:
+            LoadError: The family's format is not written, or the model is not of its architecture.
+        """
+        raise LoadError(f"{self.name}: models of ours are not written in this family's format.")
+
+
+def converters() -> dict[str, Converter]:
+    """All converters by name, in the order in which they are asked."""
+    return {c.name: c for module in MODULES for c in import_module(module).CONVERTERS}
+
+
+def find_converter(checkpoint: Checkpoint) -> Converter:
+    """Return the converter that recognises a checkpoint.
+
+    Raises:
+        LoadError: None does; the text shows names of tensors, so that one can see what the file is.
+    """
+    for converter in converters().values():
+        if converter.recognises(checkpoint):
+            return converter
+    names = list(checkpoint.tensors)
+    raise LoadError(
+        f"{checkpoint.source}: of no family that is known ({', '.join(converters())}); its {len(names)} tensors begin "
+        f"with {', '.join(names[:3])}. If it is of one of these, name it with --family."
+    )
+
+
+def convert(source: str | Path, family: str | None = None) -> tuple[Converter, Conversion]:
+    """Make a model of ours of a published checkpoint.
+
+    Args:
+        source: As ``open_checkpoint`` takes it.
+        family: Name of the converter; None to find it.
+
+    Raises:
+        LoadError: The checkpoint cannot be read, is of no known family, or does what ours cannot.
+        UnknownNameError: There is no such family.
+    """
+    checkpoint = open_checkpoint(source)
+    known = converters()
+    if family is not None and family not in known:
+        raise UnknownNameError("family", family, known)
+    converter = known[family] if family is not None else find_converter(checkpoint)
+    return converter, converter.convert(checkpoint)
+
+
+def loaded(
+    model: DomainModel,
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    *,
+    left_out: Mapping[str, str] | None = None,
+    files: Iterable[Path | None] = (),
+    notes: Mapping[str, str] | None = None,
+) -> Conversion:
+    """Load renamed tensors into a model, strictly, and make the conversion of it.
+
+    Args:
+        model: What the checkpoint is of.
+        tensors: By names of ours; a name that was not translated is an error that lists it.
+        checkpoint: Where they are from.
+        left_out: As in ``Conversion``.
+        files: As in ``Conversion``; None for what is not there.
+        notes: As in ``Conversion``.
+
+    Raises:
+        LoadError: Tensors are missing, unexpected or of another shape.
+    """
+    report = load_state(model, tensors, source=f"the weights of {checkpoint.source}")
+    source = {"source": f"Converted from `{checkpoint.source.rpartition('/')[2]}`."}
+    return Conversion(
+        model=model.eval(),
+        report=report,
+        left_out=dict(left_out or {}),
+        files=[file for file in files if file is not None],
+        notes={**source, **(notes or {})},
+    )
+
+
+def split_left_out(
+    tensors: Mapping[str, Tensor], reasons: Mapping[str, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Part tensors into those to load and those without a place in our model.
+
+    Args:
+        tensors: The checkpoint's.
+        reasons: By regular expression that a whole name must match, why such a tensor is left out.
+
+    Returns:
+        Tensors to load, and names left out with their reasons.
+    """
+    kept: dict[str, Tensor] = {}
+    left: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        reason = next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), None)
+        if reason is None:
+            kept[name] = tensor
+        else:
+            left[name] = reason
+    return kept, left
