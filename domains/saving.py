@@ -78,6 +78,7 @@ def save_model(
     metrics: Mapping[str, float] | None = None,
     command: str = "",
     notes: Mapping[str, str] | None = None,
+    files: Iterable[Path] = (),
 ) -> Path:
     """Write a model directory, replacing an older one there.
 
@@ -87,6 +88,7 @@ def save_model(
         metrics: Final numbers, by name.
         command: The command that made the model.
         notes: For the card: ``data``, ``licence`` and whatever else is worth a section.
+        files: Files to keep beside the model, such as a tokenizer's; they are copied.
 
     Raises:
         ConfigError: The place is taken by something that is no model directory, or cannot be written.
@@ -104,6 +106,8 @@ def save_model(
         (made / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (made / "README.md").write_text(_card(folder.name, model, config, notes or {}), encoding="utf-8")
         save_tensors(model, made / "model.safetensors")
+        for file in files:
+            shutil.copyfile(file, made / file.name)
         made.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
@@ -179,5 +183,5 @@ def _card(name: str, model: DomainModel, config: Mapping[str, Any], notes: Mappi
     lines += ["", "## Use", ""]
     if config["command"]:
         lines += ["Made with:", "", f"    {config['command']}", ""]
-    lines += [f'    vertebra.domains.saving.load_model("{name}")', ""]
+    lines += [f'    vertebra.load("{name}")', ""]
     return "\n".join(lines)

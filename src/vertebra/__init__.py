@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vertebra.backbones.base import create_backbone
+    from vertebra.domains.loading import load, load_backbone
     from vertebra.pipelines.base import pipeline
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_backbone", "pipeline"]
+__all__ = ["__version__", "create_backbone", "load", "load_backbone", "pipeline"]
 
 _LAZY = {
     "create_backbone": "vertebra.backbones.base",
+    "load": "vertebra.domains.loading",
+    "load_backbone": "vertebra.domains.loading",
     "pipeline": "vertebra.pipelines.base",
 }
 
