@@ -23,6 +23,8 @@ _ENABLES = {
     "hdf5": "demonstrations of robomimic and LIBERO",
     "video": "the cameras of LeRobot sets",
     "sim": "robots in MuJoCo: demonstrations of experts, and policies in closed loop",
+    "onnx": "models written as ONNX, and checked",
+    "lora": "fine-tuning by low-rank adapters",
     "bench": "comparisons with transformers and scikit-learn in benchmarks/ and in the tests",
     "dev": "the test suite, the linter and the type checker",
 }
