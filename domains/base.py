@@ -1,4 +1,4 @@
-"""What all domains share: the data module, the task, and the writer of predictions.
+"""What all domains share: the data module and the task.
 
 A task takes the description of a backbone, never a module, and builds its model in ``configure_model`` from what the
 data knows (``trainer.datamodule.spec``). Checkpoints carry both, so one file is enough to go on, test or predict.
@@ -6,11 +6,9 @@ data knows (``trainer.datamodule.spec``). Checkpoints carry both, so one file is
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import inspect
 import logging
-import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -31,6 +29,7 @@ from vertebra.backbones.pretrained import LoadReport, load_backbone, load_state,
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
+from vertebra.domains.predictions import PredictionWriter
 from vertebra.domains.saving import class_path, import_class
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, DataError, LoadError, VertebraError
@@ -520,72 +519,3 @@ def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()
     task.on_load_checkpoint(checkpoint)
     load_state(task, checkpoint["state_dict"], source=f"the weights of {path}")
     return task.eval()
-
-
-class PredictionWriter(pl.Callback):
-    """Write what ``predict_step`` returns, a list of dicts per batch, as one CSV.
-
-    The file appears whole at the end, in the order of the items' ``index``, which is not written.
-
-    Args:
-        path: The CSV.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._rows: list[dict[str, Any]] = []
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with no rows."""
-        self._rows = []
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the rows of a batch."""
-        self._rows += outputs
-
-    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gather the rows of all processes and write them."""
-        rows = self._rows
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
-        if trainer.is_global_zero:
-            unique = {row["index"]: row for row in rows}  # the last batch repeats items where ranks would have none
-            write_csv(self.path, [unique[i] for i in sorted(unique)])
-            log.info("wrote %d predictions to %s", len(unique), self.path)
-
-
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV under a temporary name, then rename.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    names = [k for k in rows[0] if k != "index"] if rows else []
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, names, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
-        partial.replace(path)
-    except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror}); choose another place.") from e
-
-
-def _short(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.item()
-    if isinstance(value, float):
-        return "nan" if math.isnan(value) else f"{value:.6g}"
-    return value

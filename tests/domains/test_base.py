@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from vertebra.domains.base import PredictionWriter, load_task, write_csv
+from vertebra.domains.base import PredictionWriter, load_task
 from vertebra.domains.dna.data import DNALanguageData, DNASequenceData
 from vertebra.domains.dna.task import DNAClassificationTask, DNALanguageTask
-from vertebra.errors import ConfigError, DataError, LoadError
+from vertebra.errors import ConfigError, LoadError
 
 QUIET = {
     "accelerator": "cpu",
@@ -153,12 +153,6 @@ def test_a_checkpoint_alone_predicts_in_the_order_of_the_file(folder):
     assert list(rows[0]) == ["name", "prediction", "score_0", "score_1"]
     assert [r["name"] for r in rows] == [f"s{i}" for i in range(9)]
     assert [p.name for p in writer.path.parent.iterdir()] == ["p.csv"]
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"p\.csv: cannot be written \(.*\); choose another place"):
-        write_csv(tmp_path / "file" / "p.csv", [{"index": 0, "a": 1.0}])
 
 
 def test_other_data_than_the_checkpoint_is_refused(folder):
