@@ -8,6 +8,7 @@ import time
 import pytest
 
 from vertebra import __version__
+from vertebra.backbones.catalog import bundled_models
 from vertebra.cli import VERBS, main
 from vertebra.cli.headers import read_safetensors_header
 from vertebra.errors import LoadError
@@ -17,6 +18,7 @@ LIGHT = [
     ["--version"],
     ["list"],
     ["list", "backbones"],
+    ["convert", "--help"],
     ["info", "illama_nano"],
     ["doctor", "--short"],
     ["fit", "--help"],
@@ -193,3 +195,14 @@ def test_doctor_tells_a_missing_core_package(monkeypatch, capsys):
     monkeypatch.setattr("vertebra.cli.doctor.CORE", ["numpy", "no-such-package"])
     assert main(["doctor", "--short"]) == 2
     assert "missing: no-such-package; repair with" in capsys.readouterr().err
+
+
+def test_list_models_shows_size_context_and_licence(capsys):
+    assert main(["list", "models", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(bundled_models())
+    for row in rows.values():
+        assert all(row[key] for key in ("size", "context", "licence", "metrics")), row
+        assert len(row["metrics"]) <= 3
+    assert rows["speech_digits"]["licence"] == "CC BY-SA 4.0"
+    assert rows["timeseries_zero"]["context"] == "512 steps"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,25 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise LoadError(f"{path}: must hold a JSON object, got a {type(config).__name__}.")
     return config
+
+
+def context_of(spec: Mapping[str, Any]) -> str:
+    """Say how much a model reads at once, from the spec of its ``config.json``."""
+    domain = spec.get("domain")
+    if domain == "vision":
+        return f"{spec.get('height')} x {spec.get('width')} px"
+    if domain == "speech":
+        return f"any, {spec.get('sample_rate', 0) / 1000:g} kHz"
+    if domain == "action":
+        return f"{spec.get('tokenizer', {}).get('horizon')} steps, {spec.get('fps'):g} Hz"
+    for field, unit in (("context", "steps"), ("max_faces", "faces"), ("max_length", "tokens")):
+        if isinstance(spec.get(field), int):
+            return f"{spec[field]:,} {unit}"
+    return ""
+
+
+def licence_of(card: Path) -> str:
+    """Return the first words of a model card's section on its licence; nothing where there is no card."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"^## Licence\s+(.+?)(?:[.,;](?:\s|$)|\n)", text, re.MULTILINE)
+    return found[1].removeprefix("Weights: ") if found else ""

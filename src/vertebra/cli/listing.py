@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from vertebra.backbones.catalog import bundled_models, presets
-from vertebra.cli.headers import read_model_config, tensors_info
+from vertebra.cli.headers import context_of, licence_of, read_model_config, tensors_info
 from vertebra.cli.parsing import Parser
 from vertebra.cli.recipes import recipe_header, recipes
 from vertebra.cli.tables import print_table, short_number
@@ -17,10 +17,12 @@ from vertebra.pipelines.catalog import pipelines
 KINDS = ("backbones", "models", "recipes", "pipelines")
 _COLUMNS = {
     "backbones": ("name", "family", "params", "dim", "depth", "causal", "summary"),
-    "models": ("name", "task", "family", "params", "metrics"),
+    "models": ("name", "task", "family", "params", "size", "context", "licence", "metrics"),
     "recipes": ("name", "summary"),
     "pipelines": ("name", "inputs", "outputs", "model", "summary"),
 }
+
+_MOST_METRICS = 3
 
 
 def run(verb: str, args: list[str]) -> int:
@@ -75,14 +77,25 @@ def entries(kind: str) -> list[dict[str, Any]]:
 def _model_entry(name: str) -> dict[str, Any]:
     folder = bundled_models()[name]
     config = read_model_config(folder)
+    tensors = tensors_info(folder / "model.safetensors")
     return {
         "name": name,
         "task": config.get("task", ""),
         "family": config.get("backbone", {}).get("family", ""),
-        "params": tensors_info(folder / "model.safetensors").params,
-        "metrics": config.get("metrics", {}),
+        "params": tensors.params,
+        "size": f"{tensors.nbytes / 1e6:.1f} MB",
+        "context": context_of(config.get("spec", {})),
+        "licence": licence_of(folder / "README.md"),
+        "metrics": _best_known(config.get("metrics", {})),
         "path": str(folder),
     }
+
+
+def _best_known(metrics: dict[str, float]) -> dict[str, float]:
+    """Return a few metrics: of the test if there was one, and the loss if there is no other."""
+    tested = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
+    told = {k: v for k, v in tested.items() if not k.endswith("/loss")} or tested
+    return dict(list(told.items())[:_MOST_METRICS])
 
 
 def _fits(name: str, pattern: str) -> bool:
