@@ -231,6 +231,8 @@ class Between:
 class Backbone(nn.Module, ABC):
     """Features (B, *grid, D) to features (B, *grid, D)."""
 
+    position_tables: ClassVar[tuple[str, ...]] = ()
+    """Names of parameters with a row a position, which weights of a shorter context fill in part."""
     config: BackboneConfig
 
     def __init__(self, config: BackboneConfig) -> None:

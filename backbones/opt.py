@@ -85,6 +85,7 @@ class OPTConfig(StackConfig):
 class OPT(SequenceBackbone):
     """Learned positions, then blocks of attention and an MLP."""
 
+    position_tables = ("positions.weight",)
     config: OPTConfig
 
     def __init__(self, config: OPTConfig) -> None:

@@ -19,8 +19,9 @@ from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.catalog import bundled_models
 from vertebra.errors import LoadError, UnknownNameError
 
-Adapter = Callable[[str, Tensor, Tensor], "Tensor | None"]
-"""Takes a key, the saved tensor and the module's own; returns what to load, or None to keep the module's own."""
+Adapter = Callable[[str, Tensor, Tensor], "Tensor | tuple[Tensor, str] | None"]
+"""Takes a key, the saved tensor and the module's own; returns what to load, alone or with what was done in a few words:
+the saved tensor itself where it fits as it is, or None to keep the module's own."""
 
 
 @dataclass
@@ -64,8 +65,8 @@ def load_state(
         source: What to call the tensors in errors.
         allow_missing: Prefixes of keys that may keep the module's fresh values (a new head).
         allow_unexpected: Prefixes of saved keys that may be dropped (the old head).
-        adapters: By key prefix, functions that turn a saved tensor of another shape into the module's (more
-            positions, another vocabulary, other input channels).
+        adapters: By key prefix, functions that turn a saved tensor into the module's (more positions, another
+            vocabulary, other input channels). They are asked for tensors of the same shape too: rows may be others.
 
     Returns:
         The report; the module is only changed when nothing is wrong.
@@ -78,19 +79,22 @@ def load_state(
     for key, value in tensors.items():
         if key not in own:
             report.unexpected.append(key)
-        elif value.shape == own[key].shape:
+            continue
+        same = value.shape == own[key].shape
+        change = f"{key} {tuple(value.shape)}" + ("" if same else f" -> {tuple(own[key].shape)}")
+        adapter = next((a for prefix, a in (adapters or {}).items() if key.startswith(prefix)), None)
+        found = adapter(key, value, own[key]) if adapter is not None else value if same else None
+        changed, done = found if isinstance(found, tuple) else (found, "")
+        if adapter is None and not same:
+            misshapen.append(change)
+        elif changed is None:
+            report.missing.append(key)
+        elif changed is value and same:
             report.matched.append(key)
             loaded[key] = value
         else:
-            adapter = next((a for prefix, a in (adapters or {}).items() if key.startswith(prefix)), None)
-            change = f"{key} {tuple(value.shape)} -> {tuple(own[key].shape)}"
-            if adapter is None:
-                misshapen.append(change)
-            elif (changed := adapter(key, value, own[key])) is not None:
-                report.reshaped.append(change)
-                loaded[key] = changed
-            else:
-                report.missing.append(key)
+            report.reshaped.append(f"{change}: {done}" if done else change)
+            loaded[key] = changed
     report.missing += [key for key in own if key not in tensors]
     wrong = {
         "missing": [k for k in report.missing if not k.startswith(tuple(allow_missing) or "\0")],
@@ -195,7 +199,23 @@ def load_backbone(backbone: Backbone, source: str | Path) -> LoadReport:
     """
     prefix = "backbone."
     tensors = {k.removeprefix(prefix): v for k, v in read_tensors(source).items() if k.startswith(prefix)}
-    return load_state(backbone, tensors, source=f"the backbone weights of {source}")
+    adapters = {name: extend for name in backbone.position_tables}
+    return load_state(backbone, tensors, source=f"the backbone weights of {source}", adapters=adapters)
+
+
+def extend(key: str, saved: Tensor, own: Tensor) -> tuple[Tensor, str] | Tensor | None:
+    """Adapter of a table with a row a position: of a longer one the first rows are the saved ones, the others fresh.
+
+    None where the rows are of another width.
+    """
+    if saved.shape == own.shape:
+        return saved
+    if saved.shape[1:] != own.shape[1:]:
+        return None
+    count, table = min(len(saved), len(own)), own.clone()
+    table[:count] = saved[:count]
+    rest = len(own) - count
+    return table, f"the first {count} rows as saved" + (f", {rest} fresh" if rest else "")
 
 
 def save_tensors(module: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -56,6 +56,7 @@ class Attention(TokenMixer):
         head_dim: Head width K.
         window: Keys at a distance of ``window`` or more are not seen.
         bias: Whether the projections have biases.
+        out_bias: Whether the projection behind the heads has one; None for as ``bias``.
         rope: Rotary embedding of queries and keys; None for no position information.
         soft_mask: Multiply the attention weights by the causal soft mask after the softmax, without
             renormalising (https://arxiv.org/abs/2404.06773, equation 2); its rate is ``soft_mask_rate``.
@@ -74,6 +75,7 @@ class Attention(TokenMixer):
         *,
         window: int | None = None,
         bias: bool = False,
+        out_bias: bool | None = None,
         rope: Rope | None = None,
         soft_mask: bool = False,
         qk_norm: float | None = None,
@@ -86,7 +88,7 @@ class Attention(TokenMixer):
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
         self.q_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
         self.k_norm = None if qk_norm is None else RMSNorm(head_dim, qk_norm)
-        self.proj = nn.Linear(num_heads * head_dim, dim, bias=bias)
+        self.proj = nn.Linear(num_heads * head_dim, dim, bias=bias if out_bias is None else out_bias)
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
@@ -109,11 +111,15 @@ class Attention(TokenMixer):
         if self.window is not None or not layout.reads_all_last:
             return super().read_last(x, layout)
         cut = self.num_heads * self.head_dim
-        weight, bias = self.qkv.weight.split([cut, len(self.qkv.weight) - cut]), self.qkv.bias
-        biases = (None, None) if bias is None else bias.split([cut, len(bias) - cut])
-        q = F.linear(x[:, -1:], weight[0], biases[0]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        keys_values = F.linear(x, weight[1], biases[1]).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        k, v = keys_values.chunk(2, dim=1)  # (B, G, T, K)
+        if type(self.qkv) is nn.Linear:
+            weight, bias = self.qkv.weight.split([cut, len(self.qkv.weight) - cut]), self.qkv.bias
+            biases = (None, None) if bias is None else bias.split([cut, len(bias) - cut])
+            q, keys_values = F.linear(x[:, -1:], weight[0], biases[0]), F.linear(x, weight[1], biases[1])
+        else:  # an adapter, which does more than multiply by its weights
+            joined = self.qkv(x)
+            q, keys_values = joined[:, -1:, :cut], joined[..., cut:]
+        q = q.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        k, v = keys_values.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).chunk(2, dim=1)  # (B, G, T, K)
         q, k = self._normed(q, k)
         if self.rope is not None:
             angles = rope_angles(torch.arange(x.shape[1], device=x.device), self.rope.width, self.rope.theta)

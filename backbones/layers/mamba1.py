@@ -129,7 +129,11 @@ class Mamba1(TokenMixer):
         narrow, b, c = self.x_proj(x).split([s.dt_rank, s.state_dim, s.state_dim], dim=-1)
         if self.dt_layernorm is not None and self.b_layernorm is not None and self.c_layernorm is not None:
             narrow, b, c = self.dt_layernorm(narrow), self.b_layernorm(b), self.c_layernorm(c)
-        dt = F.softplus(F.linear(narrow, self.dt_proj.weight).float() + self.dt_proj.bias.float())  # (B, T, I)
+        if type(self.dt_proj) is nn.Linear:
+            dt = F.linear(narrow, self.dt_proj.weight).float() + self.dt_proj.bias.float()
+        else:  # an adapter, which does more than multiply by its weights
+            dt = self.dt_proj(narrow).float()
+        dt = F.softplus(dt)  # (B, T, I)
         if mask is not None:
             dt = dt * mask[..., None]  # 0 leaves the state as it is
         a = -self.A_log.float().exp()

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from vertebra.backbones.base import create_backbone, resolve
-from vertebra.backbones.pretrained import load_state, model_folder, read_config, read_tensors, save_tensors
+from vertebra.backbones.pretrained import (
+    load_backbone,
+    load_state,
+    model_folder,
+    read_config,
+    read_tensors,
+    save_tensors,
+)
 from vertebra.errors import LoadError, UnknownNameError
 
 
@@ -65,6 +72,31 @@ def test_an_adapter_declares_a_new_shape():
     assert torch.equal(module.weight, torch.ones(4, 2))
     keep = load_state(module, saved, adapters={"weight": lambda *_: None}, allow_missing=["weight"])
     assert keep.missing == ["weight"]
+
+
+def test_an_adapter_is_asked_for_a_table_of_the_same_shape_too():
+    module = torch.nn.Embedding(2, 2)
+    saved = {"weight": torch.arange(4.0).view(2, 2)}
+    swap = {"weight": lambda key, old, new: (old.flip(0), "rows by name")}
+    assert load_state(module, saved, adapters=swap).reshaped == ["weight (2, 2): rows by name"]
+    assert module.weight[0].tolist() == [2, 3]
+    assert load_state(module, saved, adapters={"weight": lambda key, old, new: old}).matched == ["weight"]
+
+
+@pytest.mark.parametrize(
+    ("length", "said"), [(40, "the first 34 rows as saved, 8 fresh"), (20, "the first 22 rows as saved")]
+)
+def test_a_table_of_positions_is_extended_for_a_longer_context(length, said, tmp_path):
+    short = create_backbone("opt_test,max_length=32")
+    save_tensors(torch.nn.ModuleDict({"backbone": short}), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"backbone": short.config.to_dict()}))
+    other = create_backbone(f"opt_test,max_length={length}").eval()
+    fresh = other.positions.weight.detach().clone()
+    report = load_backbone(other, f"local-dir:{tmp_path}")
+    assert report.reshaped == [f"positions.weight (34, 16) -> ({length + 2}, 16): {said}"]
+    assert torch.equal(other.positions.weight[34:], fresh[34:])
+    x = torch.randn(1, 20, 16)
+    assert torch.equal(other(x), short.eval()(x))
 
 
 def test_wrong_places_are_named(tmp_path, folder):
