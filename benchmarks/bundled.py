@@ -4,8 +4,8 @@
 
 The splits are those of the recipes the models were trained by. ``dna_promoter``: majority, and logistic regressions on
 3-mers and on letters by position. ``vision_shapes``: majority, and logistic regression on pixels (the sample of seed 0,
-which the model has not seen; fitted on seeds 1 and 2). ``vision_generator``: bits a sub-pixel of a uniform guess, and of
-levels counted at every place. ``mesh_generator``: nats a token of counted tokens, alone and after the last one.
+which the model has not seen; fitted on seeds 1 and 2). ``vision_generator``: bits a sub-pixel of a uniform guess, and
+of levels counted at every place. ``mesh_generator``: nats a token of counted tokens, alone and after the last one.
 Baselines of the others: ``dna_lm.py``, ``dna_elements.py``, ``speech_digits.py``, ``speech_languages.py``,
 ``timeseries_zero.py``, and the errors of standing still that every action policy logs. Needs the extra `bench`.
 """
