@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
+from vertebra.domains.adapting import Adapter, by_name, resampled
 from vertebra.domains.batching import Batch
-from vertebra.domains.model import DomainModel
-from vertebra.domains.timeseries.heads import HeadName, build_head
+from vertebra.domains.model import DomainModel, Origin
+from vertebra.domains.timeseries.heads import DENSITIES, HeadName, build_head
 from vertebra.domains.timeseries.paths import KNOTS, PATHS, join_paths, spread
 from vertebra.domains.timeseries.scaling import CHANNELS, packed_statistics, seasonal_channels, window_statistics
 from vertebra.domains.timeseries.spec import SeriesSpec
@@ -38,6 +39,7 @@ from vertebra.errors import ConfigError, ShapeError
 Mode = Literal["independent", "multivariate"]
 Readout = Literal["patch", "flatten"]
 Space = Literal["instance", "data"]
+Missing = Literal["mean", "zero"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class PatchForecaster(DomainModel):
             known beyond the end.
         mode: ``independent`` reads each variate by itself; ``multivariate`` reads all of them together, patch by patch,
             as a grid (N, V).
-        head: ``mixture``, ``quantile`` or ``point``.
+        head: ``mixture``, ``moirai``, ``quantile`` or ``point``.
         readout: ``patch`` or ``flatten``.
         error: What a ``point`` head minimises: ``mse``, ``mae`` or ``huber``.
         space: Where quantile and point losses are taken: in units of the window's scale, or in those of the data.
@@ -74,6 +76,8 @@ class PatchForecaster(DomainModel):
         squash: Whether scaled values are read and told through asinh, which tames outliers (Chronos-2,
             https://arxiv.org/abs/2510.15821); for a quantile head, since quantiles keep their levels.
         dropout: Share of the embedded patches, and of what is flattened, that is zeroed in training.
+        missing: What a value that is not known is read as: ``mean`` of its window, or ``zero`` before scaling, as
+            published models were trained.
     """
 
     task: ClassVar[str] = "timeseries/forecast"
@@ -103,6 +107,7 @@ class PatchForecaster(DomainModel):
         shortcut: bool = False,
         squash: bool = False,
         dropout: float = 0.0,
+        missing: Missing = "mean",
     ) -> None:
         super().__init__(
             backbone,
@@ -119,11 +124,13 @@ class PatchForecaster(DomainModel):
             shortcut=shortcut,
             squash=squash,
             dropout=dropout,
+            missing=missing,
         )
         for name, value, choices in (
             ("mode", mode, ("independent", "multivariate")),
             ("readout", readout, ("patch", "flatten")),
             ("space", space, ("instance", "data")),
+            ("missing", missing, ("mean", "zero")),
         ):
             if value not in choices:
                 raise ConfigError(f"PatchForecaster: {name} must be {' or '.join(choices)}, got {value!r}.")
@@ -140,18 +147,18 @@ class PatchForecaster(DomainModel):
                 "PatchForecaster: mode=multivariate needs series with the same named variates; set "
                 "data.multivariate=true, or mode=independent."
             )
-        if shortcut and (head == "mixture" or (readout == "patch" and backbone.config.causal)):
+        if shortcut and (head in DENSITIES or (readout == "patch" and backbone.config.causal)):
             raise ConfigError(
                 "PatchForecaster: shortcut=true is for head=quantile or point, and not for patches forecast one after "
                 "the other; leave it out, or use readout=flatten."
             )
-        if space == "data" and head == "mixture":
+        if space == "data" and head in DENSITIES:
             raise ConfigError("PatchForecaster: a mixture's loss is a density of the data; leave space out.")
         if squash and (head != "quantile" or space == "data"):
             raise ConfigError("PatchForecaster: squash=true is for head=quantile and space=instance.")
         self.squash = squash
         self.patch, self.stride, self.mode, self.readout, self.space = patch, stride or patch, mode, readout, space
-        self.tell_observed, self.seasonal = tell_observed, seasonal
+        self.tell_observed, self.seasonal, self.missing = tell_observed, seasonal, missing
         dim = backbone.config.dim
         self.stepwise = backbone.config.causal and readout == "patch"
         """Whether patches are forecast one after the other."""
@@ -178,6 +185,21 @@ class PatchForecaster(DomainModel):
         """Names of parameters outside of the backbone that weight decay must leave alone."""
         names = {"mask_encoding.weight"} if hasattr(self, "mask_encoding") else set()
         return names | ({"variates"} if self.variates is not None else set())
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: another patch, other covariates, other variates."""
+        saved, given = origin.spec, origin.arguments
+        if not isinstance(saved, SeriesSpec):
+            return {}
+        found = {"variates": by_name(saved.variates, self.spec.variates, "variates")}
+        if given.get("tell_observed") == self.tell_observed:
+            found["in_proj.weight"] = resampled("steps of a patch", parts=1 + self.tell_observed)
+        if given.get("patch") == self.patch:
+            season = tuple(f"season {i}" for i in range(CHANNELS))
+            known = (saved.known + season * bool(given.get("seasonal")), self.spec.known + season * self.seasonal)
+            found["past_proj.weight"] = by_name(saved.past, self.spec.past, "covariates", axis=1, group=self.patch)
+            found["known_proj.weight"] = by_name(*known, "covariates", axis=1, group=self.patch)
+        return found
 
     # ---------------------------------------------------------------- windows
 
@@ -210,10 +232,11 @@ class PatchForecaster(DomainModel):
                 f"and {tuple(observed.shape)}."
             )
         loc, scale = window_statistics(values, observed)
-        z = self._scaled(values, loc, scale).masked_fill(~observed, 0)
+        blank = self._blank(loc, scale)  # (B, V, 1)
+        z = torch.where(observed, self._scaled(values, loc, scale), blank)
         horizon = self.patch if self.stepwise and target is None else self.spec.horizon
         count = self.future_patches if target is not None or not self.stepwise else 1
-        x, real = self._context(z, observed, past)  # (B, V, N, D), (B, V, N)
+        x, real = self._context(z, observed, blank, past)  # (B, V, N, D), (B, V, N)
         if self.stepwise and target is not None:
             ahead = F.pad(self._scaled(target, loc, scale), (0, count * self.patch - horizon))
             x = torch.cat([x, self._embed(ahead, torch.ones_like(ahead, dtype=torch.bool))[..., :-1, :]], dim=2)
@@ -236,11 +259,16 @@ class PatchForecaster(DomainModel):
         z = ((values.double() - loc) / scale).float()  # a level far above the spread would cost digits
         return z.asinh() if self.squash else z
 
-    def _context(self, z: Tensor, observed: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _blank(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """Return what is read where no value is known, in scaled units, of the shape of ``loc``."""
+        raw = loc if self.missing == "mean" else torch.zeros_like(loc)
+        return self._scaled(raw, loc, scale)
+
+    def _context(self, z: Tensor, observed: Tensor, blank: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Embed the scaled context: features (B, V, N, D), and which patches are real, those since the first value."""
         whole = self.patch + (self.context_patches - 1) * self.stride
         pad = whole - z.shape[-1]
-        z, observed = F.pad(z, (pad, 0)), F.pad(observed, (pad, 0))
+        z, observed = torch.cat([blank.expand(*z.shape[:-1], pad), z], -1), F.pad(observed, (pad, 0))
         x = self._embed(z, observed)
         if self.past_proj is not None:
             if past is None:
@@ -248,7 +276,7 @@ class PatchForecaster(DomainModel):
             cut = F.pad(past, (pad, 0)).unfold(-1, self.patch, self.stride)  # (B, Cp, N, P)
             x = x + self.past_proj(cut.transpose(1, 2).flatten(2))[:, None]
         seen = observed.unfold(-1, self.patch, self.stride).any(-1)  # (B, V, N)
-        real = seen.long().cummax(-1).values > 0
+        real = seen.long().cumsum(-1) > 0
         return x, torch.cat([real[..., :-1], torch.ones_like(real[..., -1:])], dim=-1)
 
     def _embed(self, z: Tensor, observed: Tensor) -> Tensor:
@@ -316,7 +344,7 @@ class PatchForecaster(DomainModel):
             )
         shown = observed & ~predicted[..., None]
         loc, scale = packed_statistics(values, shown, segments)
-        z = self._scaled(values, loc, scale).masked_fill(~observed, 0)
+        z = torch.where(observed, self._scaled(values, loc, scale), self._blank(loc, scale))
         x = self._embed(z.flatten(1)[:, None], observed.flatten(1)[:, None])[:, 0]  # (R, S, D)
         if not self.stepwise:
             x = torch.where(predicted[..., None], self.mask_encoding.weight, x)

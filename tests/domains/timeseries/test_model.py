@@ -222,7 +222,7 @@ def test_one_batch_overfits(head):
     ("settings", "text"),
     [
         ({"mode": "both"}, "mode must be independent or multivariate, got 'both'"),
-        ({"head": "mean"}, "head must be mixture, quantile or point, got 'mean'"),
+        ({"head": "mean"}, "head must be mixture, moirai, quantile or point, got 'mean'"),
         ({"stride": 4, "head": "point"}, "stride=4 needs readout=flatten"),
         ({"shortcut": True, "head": "mixture"}, "shortcut=true is for head=quantile or point"),
         ({"squash": True, "head": "mixture"}, "squash=true is for head=quantile and space=instance"),
