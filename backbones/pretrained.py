@@ -199,7 +199,7 @@ def load_backbone(backbone: Backbone, source: str | Path) -> LoadReport:
     """
     prefix = "backbone."
     tensors = {k.removeprefix(prefix): v for k, v in read_tensors(source).items() if k.startswith(prefix)}
-    adapters = {name: extend for name in backbone.position_tables}
+    adapters: dict[str, Adapter] = dict.fromkeys(backbone.position_tables, extend)
     return load_state(backbone, tensors, source=f"the backbone weights of {source}", adapters=adapters)
 
 

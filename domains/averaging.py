@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from vertebra.backbones.base import BackboneConfig
 from vertebra.domains.base import DomainModel, MetricTask
+from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
@@ -23,6 +24,7 @@ class AveragedTask(MetricTask):
         init_parts: As in ``BaseTask``.
         freeze_backbone: As in ``BaseTask``.
         unfreeze_at: As in ``BaseTask``.
+        tune: As in ``BaseTask``.
     """
 
     ema: Any
@@ -37,6 +39,7 @@ class AveragedTask(MetricTask):
         init_parts: Literal["backbone", "all"],
         freeze_backbone: bool,
         unfreeze_at: int | None,
+        tune: TuneConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -45,6 +48,7 @@ class AveragedTask(MetricTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if not 0 <= ema < 1:
             raise ConfigError(f"{type(self).__name__}: ema must be from 0 (none) and below 1, got {ema}.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -18,15 +19,16 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
 from vertebra.backbones.catalog import ADAPTERS
-from vertebra.backbones.pretrained import LoadReport, load_backbone, load_state, model_folder, read_tensors
+from vertebra.backbones.pretrained import LoadReport, load_state
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
+from vertebra.domains.finetuning import TuneConfig, add_adapters, drop_gradients, idle_adapters, merged, set_modes
+from vertebra.domains.initial import init_backbone, init_weights, read_checkpoint
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
 from vertebra.domains.predictions import PredictionWriter
@@ -41,6 +43,8 @@ __all__ = [
     "Items",
     "MetricTask",
     "PredictionWriter",
+    "TuneConfig",
+    "init_weights",
     "load_task",
     "read_checkpoint",
 ]
@@ -206,6 +210,7 @@ class BaseTask(pl.LightningModule, ABC):
         init_parts: ``backbone`` alone, or ``all`` that fits by name; a head of another shape stays fresh either way.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which a frozen backbone begins to learn; None for never.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
     """
 
     reads_images: ClassVar[bool] = False
@@ -230,6 +235,7 @@ class BaseTask(pl.LightningModule, ABC):
         init_parts: Literal["backbone", "all"] = "backbone",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._pretrained = split_name(backbone)[0] if isinstance(backbone, str) else ""
@@ -251,12 +257,24 @@ class BaseTask(pl.LightningModule, ABC):
             raise ConfigError(f"init_parts must be 'backbone' or 'all', got {init_parts!r}.")
         if unfreeze_at is not None and not freeze_backbone:
             raise ConfigError(f"unfreeze_at={unfreeze_at} needs freeze_backbone=true.")
+        self.tune = TuneConfig(**tune) if isinstance(tune, Mapping) else tune or TuneConfig()
+        if freeze_backbone and (self.tune.train != "all" or self.tune.lora_rank):
+            raise ConfigError(
+                "freeze_backbone=true and tune.train or tune.lora_rank do not go together; leave one of them out "
+                "(tune.train=head freezes the backbone too)."
+            )
         self.init_from, self.init_parts = init_from, init_parts
         self.freeze_backbone, self.unfreeze_at = freeze_backbone, unfreeze_at
         self.load_report: LoadReport | None = None
+        self.load_reports: dict[str, LoadReport] = {}
+        self._open_layers: int | None = None
+        self._adapters_checked = False
+        self._steps = math.inf
         self._initial_error: VertebraError | None = None
         self._loader_states: list[dict[str, Any]] = []
         given = {**self._given, "backbone": self.backbone_config, "optimizer": self.optimizer_config}
+        if "tune" in given:
+            given["tune"] = self.tune
         self.save_hyperparameters({k: _plain(v) for k, v in given.items()}, logger=False)
 
     # ------------------------------------------------------------ what a domain defines
@@ -280,6 +298,11 @@ class BaseTask(pl.LightningModule, ABC):
         """What a training leaves: the model, or the average of its weights where the task keeps one."""
         return self.model
 
+    @property
+    def plain_model(self) -> DomainModel:
+        """The final model as it is saved: a copy with merged weights where it has low-rank adapters."""
+        return merged(self.final_model)
+
     def write_results(self, folder: Path) -> list[str]:
         """Write what is worth keeping of the last evaluation into a run folder; return the names of the files."""
         return []
@@ -292,8 +315,11 @@ class BaseTask(pl.LightningModule, ABC):
     def build(self, spec: DataSpec) -> None:
         """Build model and metrics for data of this spec."""
         self.model = self.build_model(self.backbone_config.build(), spec)
-        if self.freeze_backbone and self.unfreeze_at is None:
-            self.model.backbone.requires_grad_(False)  # now: DDP waits for the gradients of all that need one
+        # What never learns is frozen now: DDP waits for the gradients of all that need one.
+        if self.tune.train == "head" or (self.freeze_backbone and self.unfreeze_at is None):
+            self.model.backbone.requires_grad_(False)
+        if self.tune.lora_rank:
+            add_adapters(self.model.backbone, self.tune)
         self.build_metrics(spec)
 
     def configure_model(self) -> None:
@@ -314,13 +340,18 @@ class BaseTask(pl.LightningModule, ABC):
 
     def load_initial(self) -> None:
         """Load the weights of a pretrained backbone or of ``init_from``, and print what was loaded."""
-        source = self.init_from
         if self._pretrained:
-            self.load_report = load_backbone(self.model.backbone, self._pretrained)
-            log.info("%s: %s", self._pretrained, self.load_report)
-        if source is not None:
-            self.load_report = init_weights(self.model, source, self.init_parts)
-            log.info("%s: %s", source, self.load_report)
+            self._loaded(self._pretrained, init_backbone(self.model.backbone, self._pretrained))
+        if self.init_from is not None:
+            self._loaded(self.init_from, self.read_initial(self.init_from))
+
+    def read_initial(self, source: str) -> LoadReport:
+        """Load the weights of ``init_from`` into the model."""
+        return init_weights(self.model, source, self.init_parts)
+
+    def _loaded(self, source: str, report: LoadReport) -> None:
+        self.load_report = self.load_reports[source] = report
+        log.info("%s: %s", source, report)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this task again: ``class_path``, ``spec`` and ``backbone``."""
@@ -349,14 +380,22 @@ class BaseTask(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with its schedule stepped at every optimizer step."""
-        steps = self.trainer.estimated_stepping_batches
-        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, steps)
+        self._steps = self.trainer.estimated_stepping_batches
+        optimizer, schedule = build_optimizer(self.model, self.optimizer_config, self._steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     @property
+    def open_layers(self) -> int:
+        """How many of the backbone's layers learn now, counted from the last."""
+        layers = self.model.backbone.num_layers
+        if self.freeze_backbone:
+            return 0 if self.unfreeze_at is None or self.current_epoch < self.unfreeze_at else layers
+        return self.tune.open_layers(layers, self.current_epoch, self.global_step, self._steps)
+
+    @property
     def backbone_is_frozen(self) -> bool:
-        """Whether the backbone keeps its weights in the current epoch."""
-        return self.freeze_backbone and (self.unfreeze_at is None or self.current_epoch < self.unfreeze_at)
+        """Whether the backbone keeps its weights now."""
+        return self.open_layers == 0
 
     def on_fit_start(self) -> None:
         """Refuse a training whose initial weights could not be loaded."""
@@ -374,17 +413,34 @@ class BaseTask(pl.LightningModule, ABC):
         self._loader_states = []
 
     def on_train_epoch_start(self) -> None:
-        """A frozen backbone runs without dropout."""
-        self.model.backbone.train(not self.backbone_is_frozen)
+        """Layers that keep their weights run without dropout."""
+        self._set_modes()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Let further layers learn when it is their turn, also in a run that goes on within an epoch."""
+        if self.open_layers != self._open_layers:
+            self._set_modes()
+
+    def _set_modes(self) -> None:
+        before, self._open_layers = self._open_layers, self.open_layers
+        set_modes(self.model.backbone, self._open_layers)
+        changes = self.tune.train == "gradual" or self.unfreeze_at is not None
+        if changes and before != self._open_layers:
+            log.info(
+                "epoch %d, step %d: %d of %d layers of the backbone learn",
+                self.current_epoch, self.global_step, self._open_layers, self.model.backbone.num_layers,
+            )  # fmt: skip
 
     def on_after_backward(self) -> None:
-        """Drop the gradients of a backbone that is frozen for now.
-
-        Its parameters keep ``requires_grad``: DDP only synchronises those that had it at the start.
-        """
-        if self.backbone_is_frozen:
-            for parameter in self.model.backbone.parameters():
-                parameter.grad = None
+        """Drop the gradients of layers that are frozen for now; tell of adapters that do nothing."""
+        drop_gradients(self.model.backbone, self.open_layers)
+        if self.tune.lora_rank and not self._adapters_checked:
+            self._adapters_checked = True
+            if idle := idle_adapters(self.model.backbone):
+                log.warning(
+                    "the adapters of %s get no gradient: the model does not call these projections; name others with "
+                    "tune.lora_targets.", ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if idle[5:] else ""),
+                )  # fmt: skip
 
 
 class MetricTask(BaseTask):
@@ -457,49 +513,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, os.PathLike) else value
-
-
-def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> LoadReport:
-    """Load initial weights into a model.
-
-    Args:
-        model: Where to load.
-        source: A ``.ckpt``, or a model directory as ``model_folder`` takes it.
-        parts: ``backbone``: the backbone, and embeddings of the same shape. ``all``: whatever has the same name; what
-            has another shape, or does not exist in the source, keeps its fresh values.
-
-    Raises:
-        LoadError: The backbone does not fit.
-    """
-    if source.endswith(".ckpt"):
-        state = read_checkpoint(source)["state_dict"]
-        tensors = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    else:
-        tensors = read_tensors(model_folder(source))
-    own, tensors = model.state_dict(), model.adapt(tensors)
-    other = [k for k in own if not k.startswith("backbone.")]
-    if parts == "backbone":
-        keep = ("backbone", *model.input_parts)
-        tensors = {k: v for k, v in tensors.items() if k.partition(".")[0] in keep}
-    fits = {k: v for k, v in tensors.items() if k.startswith("backbone.") or (k in own and own[k].shape == v.shape)}
-    return load_state(model, fits, source=f"the weights of {source}", allow_missing=tuple(other))
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a Lightning checkpoint, without running code from it.
-
-    Raises:
-        LoadError: No such file, or none that a task of ``vertebra`` wrote.
-    """
-    if not Path(path).is_file():
-        raise LoadError(f"{path}: no such checkpoint file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
-        raise LoadError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0] if str(e) else e!r}).") from e
-    if not isinstance(checkpoint, dict) or not {"state_dict", "spec", "class_path"} <= checkpoint.keys():
-        raise LoadError(f"{path}: must hold state_dict, spec and class_path, as checkpoints of vertebra's tasks do.")
-    return checkpoint
 
 
 def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()) -> BaseTask:

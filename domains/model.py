@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
+from vertebra.backbones.pretrained import Adapter
 from vertebra.domains.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What is known of the model that weights are of.
+
+    Args:
+        spec: Facts about its data; None where only the weights are known.
+        arguments: Its constructor's named arguments, or those of the task that made it.
+    """
+
+    spec: DataSpec | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DomainModel(nn.Module):
@@ -36,6 +52,22 @@ class DomainModel(nn.Module):
         """Names of parameters outside of the backbone that weight decay must leave alone."""
         return set()
 
-    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Change weights of a like model, by name, to the shapes of this one, where that has a meaning."""
-        return tensors
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """Declare, by names of tensors, how weights of a like model become those of this one.
+
+        A tensor without an adapter is taken where it has the same shape, and stays fresh where it has not.
+
+        Args:
+            origin: What the weights are of.
+        """
+        return {}
+
+    def adapt(self, tensors: Mapping[str, Tensor], origin: Origin | None = None) -> dict[str, Tensor]:
+        """Change weights of a like model, by name, to the shapes of this one, where that was declared."""
+        own, declared = self.state_dict(), self.adapters(origin or Origin())
+        changed = dict(tensors)
+        for name in declared.keys() & tensors.keys() & own.keys():
+            found = declared[name](name, tensors[name], own[name])
+            if found is not None:
+                changed[name] = found[0] if isinstance(found, tuple) else found
+        return changed

@@ -10,6 +10,7 @@ of 131,072 + 2 positions) HybriDNA (https://arxiv.org/abs/2502.10807) shares::
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import ClassVar, TypeVar
 
@@ -62,6 +63,7 @@ class DNATokenizer(Tokenizer):
     Attributes:
         complement: For every id the id of its reverse complement, shape (vocab_size,); specials map to themselves.
         base_ids: The ids that a model may generate or use as random replacements.
+        tokens: Names of all ids: the special tokens, then letters or k-mers.
     """
 
     cls_id: ClassVar[int] = 0
@@ -73,6 +75,7 @@ class DNATokenizer(Tokenizer):
 
     complement: NDArray[np.int64]
     base_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
 
     def reverse_complement(self, ids: Ids) -> Ids:
         """Return the ids of the other strand: the last axis reversed, every id complemented.
@@ -113,6 +116,7 @@ class NucleotideTokenizer(DNATokenizer):
     vocab_size = 12
     n_id: ClassVar[int] = 11
     base_ids = (7, 8, 9, 10)
+    tokens = (*SPECIAL_TOKENS, "A", "C", "G", "T", "N")
     complement = np.array([0, 1, 2, 3, 4, 5, 6, 10, 9, 8, 7, 11])
 
     _table: ClassVar[bytes] = _base_codes(other=6, ambiguous=11, first=_FIRST_BASE)
@@ -161,6 +165,7 @@ class KmerTokenizer(DNATokenizer):
         self.k, self.stride = k, stride
         self.vocab_size = _FIRST_BASE + 4**k
         self.base_ids = tuple(range(_FIRST_BASE, self.vocab_size))
+        self.tokens = (*SPECIAL_TOKENS, *map("".join, itertools.product("ACGT", repeat=k)))
         kmers = np.arange(4**k)
         reverse = np.zeros_like(kmers)
         for _ in range(k):

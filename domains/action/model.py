@@ -23,7 +23,8 @@ from vertebra.backbones.decoding import Decoder, Stop, Strategy, generate
 from vertebra.backbones.layers.cross import CrossAttention
 from vertebra.domains.action.observation import Observation, ObservationEncoder
 from vertebra.domains.action.spec import ActionSpec
-from vertebra.domains.model import DomainModel
+from vertebra.domains.adapting import Adapter, by_name
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.action import NONE, ActionTokenizer, ContinuousTokenizer
 from vertebra.tokenizers.base import tokenizer_from_dict
@@ -82,6 +83,20 @@ class ActionPolicy(DomainModel):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters outside of the backbone that weight decay must leave alone."""
         return {f"observe.{name}" for name in self.observe.no_weight_decay()}
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: other states and actions that are observed, other tasks, other cameras."""
+        saved, own = origin.spec, self.spec
+        if not isinstance(saved, ActionSpec):
+            return {}
+        states = by_name(saved.state_names, own.state_names, "states", axis=1)
+        return {
+            "observe.state.0.weight": states,
+            "observe.change.weight": states,
+            "observe.start.weight": by_name(saved.action_names, own.action_names, "actions", axis=1),
+            "observe.task_embed.weight": by_name(saved.tasks, own.tasks, "tasks"),
+            "observe.camera.positions": by_name(saved.cameras, own.cameras, "cameras"),
+        }
 
     # ---------------------------------------------------------------- what a subclass defines
 

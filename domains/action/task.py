@@ -19,6 +19,7 @@ from vertebra.domains.action.spec import ActionSpec
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
+from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
@@ -56,6 +57,7 @@ class ActionPolicyTask(AveragedTask):
         init_parts: ``backbone`` (with what comes before it) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         monitor: What the best checkpoint is best in.
     """
 
@@ -84,6 +86,7 @@ class ActionPolicyTask(AveragedTask):
         init_parts: Literal["backbone", "all"] = "backbone",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         monitor: str = "val/reconstruct_mse",
     ) -> None:
         super().__init__(
@@ -94,6 +97,7 @@ class ActionPolicyTask(AveragedTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if policy not in POLICIES:
             raise ConfigError(f"policy must be {', '.join(POLICIES)}, got {policy!r}.")

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
+from vertebra.domains.adapting import Adapter, by_name, extend
 from vertebra.domains.dna.ngrams import NGramEmbedding
 from vertebra.domains.dna.spec import DNASpec
-from vertebra.domains.model import DomainModel
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.errors import ConfigError, ShapeError
 from vertebra.tokenizers.base import tokenizer_from_dict
 from vertebra.tokenizers.nucleotide import DNATokenizer, NucleotideTokenizer
@@ -44,6 +45,16 @@ class _DNAModel(DomainModel):
         self.embed = nn.Embedding(self.tokenizer.vocab_size + labels, backbone.config.dim)
         nn.init.normal_(self.embed.weight, std=0.02)
         self.register_buffer("complement", torch.as_tensor(tokenizer.complement), persistent=False)
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: another vocabulary, other labels, more learned positions."""
+        found: dict[str, Adapter] = {"positions.weight": extend}
+        if isinstance(origin.spec, DNASpec):
+            saved, own = _names(origin.spec), _names(self.spec)
+            found["embed.weight"] = by_name(saved[0] + saved[1], own[0] + own[1], "tokens")
+            found["head.weight"] = by_name(saved[0], own[0], "tokens")
+            found |= dict.fromkeys(("head.1.weight", "head.1.bias"), by_name(saved[2], own[2], "outputs"))
+        return found
 
     def _check_ids(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         if ids.ndim != 2 or ids.is_floating_point():
@@ -327,6 +338,15 @@ class _Convolutions(nn.Module):
         y = nn.functional.gelu(self.first(x.transpose(1, 2) * keep))
         y = nn.functional.gelu(self.second(y * keep))
         return x + y.transpose(1, 2)
+
+
+def _names(spec: DNASpec) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Return the tokenizer's tokens, those of a language model's labels, and the outputs of a classifier."""
+    tokenizer = tokenizer_from_dict(spec.tokenizer)
+    tokens = tokenizer.tokens if isinstance(tokenizer, DNATokenizer) else ()
+    if spec.task == "lm":
+        return tokens, tuple(f"<{name}>" for name in spec.classes), ()
+    return tokens, (), spec.targets if spec.task == "regression" else spec.classes
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from vertebra.domains.batching import Batch
 from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel, Head, Pooling, Positions
 from vertebra.domains.dna.objectives import Objective, choose_objective, mask_tokens, next_targets, token_loss
 from vertebra.domains.dna.spec import DNASpec
+from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
@@ -59,6 +60,7 @@ class DNALanguageTask(MetricTask):
         init_parts: ``backbone`` alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         recompute: Compute layers again in the backward pass instead of keeping what they made: long contexts in little
             memory, for about a third more time.
         seed: Seed of the masks.
@@ -78,6 +80,7 @@ class DNALanguageTask(MetricTask):
         init_parts: Literal["backbone", "all"] = "all",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         recompute: bool = False,
         seed: int = 0,
     ) -> None:
@@ -88,6 +91,7 @@ class DNALanguageTask(MetricTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if not 0 < mask_share < 1:
             raise ConfigError(f"DNALanguageTask: mask_share must be between 0 and 1, got {mask_share}.")
@@ -179,6 +183,7 @@ class DNAClassificationTask(MetricTask):
         init_parts: ``backbone`` (and embedding) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
     """
 
     model: DNAClassifier
@@ -207,6 +212,7 @@ class DNAClassificationTask(MetricTask):
         init_parts: Literal["backbone", "all"] = "backbone",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
     ) -> None:
         super().__init__(
             backbone=backbone,
@@ -215,6 +221,7 @@ class DNAClassificationTask(MetricTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if pooling == "auto":
             pooling = "echo" if self.backbone_config.causal else "mean"

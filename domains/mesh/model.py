@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
+from vertebra.domains.adapting import Adapter, by_name
 from vertebra.domains.mesh.encoder import ShapeEncoder, ShapeEncoderConfig
 from vertebra.domains.mesh.spec import MeshSpec
-from vertebra.domains.model import DomainModel
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.errors import ConfigError, ShapeError
 from vertebra.tokenizers.base import tokenizer_from_dict
 from vertebra.tokenizers.mesh import MeshTokenizer
@@ -94,6 +95,13 @@ class MeshGenerator(DomainModel):
         tables = {f"{name}.weight" for name in ("embed", "kind_embed", "cond_embed")}
         tables |= {"face_embed.weight"} if self.face_embed is not None else set()
         return tables | {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: other ranges of face counts."""
+        if not isinstance(origin.spec, MeshSpec):
+            return {}
+        saved, own = (("unknown", *map(str, s.face_buckets), "more") for s in (origin.spec, self.spec))
+        return {"face_embed.weight": by_name(saved, own, "ranges of faces")}
 
     @property
     def prefix_length(self) -> int:

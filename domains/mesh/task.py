@@ -15,9 +15,11 @@ from torchmetrics import MeanMetric, SumMetric
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.decoding import Strategy
+from vertebra.backbones.pretrained import LoadReport
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
+from vertebra.domains.finetuning import TuneConfig, without_adapters
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig
 from vertebra.domains.mesh.generation import GREEDY, generate_meshes
 from vertebra.domains.mesh.geometry import to_trimesh, weld
@@ -54,6 +56,7 @@ class MeshGenerationTask(AveragedTask):
         init_parts: ``backbone`` (with what comes before it) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         monitor: What the best checkpoint is best in.
     """
 
@@ -76,6 +79,7 @@ class MeshGenerationTask(AveragedTask):
         init_parts: Literal["backbone", "all"] = "all",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         monitor: str = "val/loss",
     ) -> None:
         super().__init__(
@@ -86,6 +90,7 @@ class MeshGenerationTask(AveragedTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if not 0 <= label_smoothing < 1:
             raise ConfigError(f"label_smoothing must be from 0 and below 1, got {label_smoothing}.")
@@ -103,14 +108,12 @@ class MeshGenerationTask(AveragedTask):
             model.encoder.requires_grad_(False)
         return model
 
-    def load_initial(self) -> None:
+    def read_initial(self, source: str) -> LoadReport:
         """Load initial weights: ours, or a published checkpoint of MeshAnything V2."""
-        if self.init_from is not None and is_published(self.init_from):
-            self.load_report = read_published(self.model, self.init_from)
-            if self.ema_decay:
-                self.ema.module.load_state_dict(self.model.state_dict())
-            return
-        super().load_initial()
+        if not is_published(source):
+            return super().read_initial(source)
+        with without_adapters(self.model):
+            return read_published(self.model, source)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""

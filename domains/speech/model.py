@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, Tap, Taps
 from vertebra.backbones.layers.cross import CrossAttention
-from vertebra.domains.model import DomainModel
+from vertebra.domains.adapting import Adapter, by_name, resampled
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.speech.frontend import ConvSubsampling, LogMel, Normalisation, Normalise, Padding
 from vertebra.domains.speech.prompt import NORM_EPS, PromptEncoder
 from vertebra.domains.speech.spec import NO_LANGUAGE, NO_PROMPT, SpeechSpec
@@ -157,6 +158,18 @@ class SpeechCTC(DomainModel):
             )
         self.head = nn.Linear(config.dim, len(spec.tokens))
         self.condition = nn.Linear(len(spec.tokens), config.dim) if intermediate else None
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: other tokens, another number of log-mel channels."""
+        if not isinstance(origin.spec, SpeechSpec):
+            return {}
+        rows = by_name(origin.spec.tokens, self.spec.tokens, "tokens")
+        found = {"embed.weight": rows, "head.weight": rows, "head.bias": rows}
+        found["condition.weight"] = by_name(origin.spec.tokens, self.spec.tokens, "tokens", axis=1)
+        same = ("subsampling", "channels", "grid")
+        if not self.grid and all(origin.arguments.get(name) == self.arguments[name] for name in same):
+            found["subsample.out.weight"] = resampled("log-mel channels", parts=self.subsample.channels)
+        return found
 
     # ------------------------------------------------------------ what a user calls
 

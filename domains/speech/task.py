@@ -20,6 +20,7 @@ from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.domains.base import DomainModel, MetricTask
 from vertebra.domains.batching import Batch, BatchLoader
 from vertebra.domains.buckets import BucketSampler, memory_try_step
+from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.speech.alignment import frames_needed
@@ -61,6 +62,7 @@ class SpeechRecognitionTask(MetricTask):
         init_parts: ``backbone`` alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         monitor: What the best checkpoint is best in.
         seed: Seed of the masks.
     """
@@ -88,6 +90,7 @@ class SpeechRecognitionTask(MetricTask):
         init_parts: Literal["backbone", "all"] = "all",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         monitor: str = "val/wer",
         seed: int = 0,
     ) -> None:
@@ -98,6 +101,7 @@ class SpeechRecognitionTask(MetricTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if not 0 <= intermediate_weight < 1:
             raise ConfigError(f"intermediate_weight must be from 0 and below 1, got {intermediate_weight}.")

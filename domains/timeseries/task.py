@@ -14,6 +14,7 @@ from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
+from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.timeseries.heads import HeadName
@@ -52,6 +53,7 @@ class ForecastTask(AveragedTask):
         init_parts: ``backbone`` (with what comes before it) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         monitor: What the best checkpoint is best in.
     """
 
@@ -79,6 +81,7 @@ class ForecastTask(AveragedTask):
         init_parts: Literal["backbone", "all"] = "backbone",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         monitor: str = "val/loss",
     ) -> None:
         super().__init__(
@@ -89,6 +92,7 @@ class ForecastTask(AveragedTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         self.monitor, self.monitor_mode = monitor, "min"
         self.arguments: dict[str, Any] = {

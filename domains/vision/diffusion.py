@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.fit import FIT, sin_cos
 from vertebra.backbones.layers.interleaved import MLPLayer
-from vertebra.domains.model import DomainModel
+from vertebra.domains.adapting import Adapter, by_name, interpolated
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, ShapeError
 
@@ -149,6 +150,13 @@ class ImageDiffusion(DomainModel):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay must leave alone."""
         return set() if self.pos_embed is None else {"pos_embed"}
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: another image size, other classes."""
+        found = {"pos_embed": interpolated("patches", axes=(1, 2))}
+        if isinstance(origin.spec, VisionSpec):
+            found["cond_proj.weight"] = by_name(origin.spec.classes, self.spec.classes, "classes", axis=1)
+        return found
 
     def forward(
         self, noisy: Tensor, gamma: Tensor, labels: Tensor | None = None, previous: Tensor | None = None

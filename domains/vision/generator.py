@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from vertebra.backbones.axial import Axial
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.layers.axial import variance_scaling_
-from vertebra.domains.model import DomainModel
+from vertebra.domains.adapting import Adapter, by_name, interpolated
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, ShapeError
 
@@ -114,6 +115,13 @@ class ImageGenerator(DomainModel):
         """Names of parameters that weight decay must leave alone: the position tables."""
         names = {"positions.height", "positions.width"}
         return names if self.exterior is None else names | {f"exterior.{name}" for name in names}
+
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: another image size, other classes."""
+        found = {name: interpolated("places") for name in self.no_weight_decay()}
+        if isinstance(origin.spec, VisionSpec):
+            found["class_embed.weight"] = by_name(origin.spec.classes, self.spec.classes, "classes")
+        return found
 
     # ------------------------------------------------------------ likelihood
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.illama import ILLaMA
 from vertebra.backbones.timm import TimmBackbone
-from vertebra.domains.model import DomainModel
+from vertebra.domains.adapting import Adapter, by_name
+from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.patches import PatchEmbedding
 from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, ShapeError
@@ -146,25 +147,46 @@ class ImageClassifier(DomainModel):
         """Names of parameters that weight decay must leave alone."""
         return {"cls_token", "pos_embed"}
 
-    def adapt(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Change weights of the same model for another image size or number of channels to this one's.
+    def adapters(self, origin: Origin) -> dict[str, Adapter]:
+        """As in ``DomainModel``: another image size, another number of channels, other classes.
 
         Learned positions are interpolated, as the paper does for 384 pixels; the patch embedding of RGB is summed for
         grey images, and that of grey images shared out over R, G and B, so that a grey picture gives the same features.
         """
-        changed = dict(tensors)
-        own = self.state_dict()
-        key = "pos_embed"
-        if key in own and key in tensors and tensors[key].shape != own[key].shape:
-            side = round((tensors[key].shape[1] - (self.cls_token is not None)) ** 0.5)
-            if side * side + (self.cls_token is not None) == tensors[key].shape[1]:
-                changed[key] = resize_positions(tensors[key], (side, side), self.grid)
-        key = "patch_embed.proj.weight"
-        if key in own and key in tensors and tensors[key].shape[1] != own[key].shape[1]:
-            channels = own[key].shape[1]
-            grey = tensors[key].sum(1, keepdim=True)
-            changed[key] = grey if channels == 1 else grey.expand(-1, channels, -1, -1) / channels
-        return changed
+        if self.whole:
+            return self._head_adapters(origin)
+        grid = None
+        patch_size = origin.arguments.get("patch_size")
+        if isinstance(origin.spec, VisionSpec) and patch_size:
+            grid = (origin.spec.height // patch_size, origin.spec.width // patch_size)
+
+        def positions(key: str, old: Tensor, new: Tensor) -> tuple[Tensor, str] | Tensor | None:
+            count = old.shape[1] - (self.cls_token is not None)
+            side = round(count**0.5)
+            given = (side, side) if grid is None else grid
+            if given == self.grid and old.shape == new.shape:
+                return old
+            if given[0] * given[1] != count or old.shape[-1] != new.shape[-1]:
+                return None
+            said = f"interpolated from {given[0]} x {given[1]} patches to {self.grid[0]} x {self.grid[1]}"
+            return resize_positions(old, given, self.grid), said
+
+        def channels(key: str, old: Tensor, new: Tensor) -> tuple[Tensor, str] | Tensor | None:
+            if old.shape == new.shape:
+                return old
+            if old.shape[0] != new.shape[0] or old.shape[2:] != new.shape[2:]:
+                return None
+            grey, count = old.sum(1, keepdim=True), new.shape[1]
+            said = f"the sum of {old.shape[1]} channels" + ("" if count == 1 else f", shared out over {count}")
+            return grey.expand(-1, count, -1, -1) / count, said
+
+        return {"pos_embed": positions, "patch_embed.proj.weight": channels, **self._head_adapters(origin)}
+
+    def _head_adapters(self, origin: Origin) -> dict[str, Adapter]:
+        if not isinstance(origin.spec, VisionSpec):
+            return {}
+        rows = by_name(origin.spec.classes, self.spec.classes, "classes")
+        return {"head.weight": rows, "head.bias": rows}
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if self.patch_size < 1 or height % self.patch_size or width % self.patch_size:

@@ -22,10 +22,12 @@ from torchmetrics.classification import (
 )
 
 from vertebra.backbones.base import Backbone, BackboneConfig
+from vertebra.backbones.pretrained import LoadReport
 from vertebra.backbones.timm import TimmConfig
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch
+from vertebra.domains.finetuning import TuneConfig, without_adapters
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
 from vertebra.domains.vision.diffusion import ImageDiffusion, Target
@@ -89,6 +91,7 @@ class ImageClassificationTask(_VisionTask):
         init_parts: ``backbone`` (with patch embedding and positions) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         seed: Seed of mixup.
     """
 
@@ -118,6 +121,7 @@ class ImageClassificationTask(_VisionTask):
         init_parts: Literal["backbone", "all"] = "backbone",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -128,6 +132,7 @@ class ImageClassificationTask(_VisionTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         if soft_mask not in ("none", "constant", "linear") or (soft_mask == "none") != (soft_mask_epochs == 0):
             raise ConfigError(
@@ -188,14 +193,12 @@ class ImageClassificationTask(_VisionTask):
             }
         )
 
-    def load_initial(self) -> None:
+    def read_initial(self, source: str) -> LoadReport:
         """Load initial weights: ours, or a published checkpoint of iLLaMA."""
-        if self.init_from is not None and is_published(self.init_from):
-            self.load_report = read_published(self.model, self.init_from)
-            if self.ema_decay:
-                self.ema.module.load_state_dict(self.model.state_dict())
-            return
-        super().load_initial()
+        if not is_published(source):
+            return super().read_initial(source)
+        with without_adapters(self.model):
+            return read_published(self.model, source)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the soft mask's rate to what is kept."""
@@ -233,6 +236,7 @@ class ImageClassificationTask(_VisionTask):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the soft mask of this optimizer step."""
+        super().on_train_batch_start(batch, batch_idx)
         if self.soft_mask != "none":
             self._set_soft_mask(soft_mask_rate(self.global_step, self.soft_mask, self._soft_mask_steps))
 
@@ -321,6 +325,7 @@ class ImageGenerationTask(_VisionTask):
         init_parts: ``backbone`` alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
+        tune: What learns: all, the head, one layer after the other, or low-rank adapters.
         seed: Seed of the draws of an evaluation.
     """
 
@@ -343,6 +348,7 @@ class ImageGenerationTask(_VisionTask):
         init_parts: Literal["backbone", "all"] = "all",
         freeze_backbone: bool = False,
         unfreeze_at: int | None = None,
+        tune: TuneConfig = TuneConfig(),  # noqa: B008  # frozen
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -353,6 +359,7 @@ class ImageGenerationTask(_VisionTask):
             init_parts=init_parts,
             freeze_backbone=freeze_backbone,
             unfreeze_at=unfreeze_at,
+            tune=tune,
         )
         causal = self.backbone_config.causal
         if method == "auto":

@@ -1,0 +1,117 @@
+"""Initial weights of a training: where they are, and how they are made to fit."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vertebra.backbones.base import Backbone
+from vertebra.backbones.pretrained import LoadReport, extend, load_state, read_config, read_tensors
+from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
+from vertebra.domains.model import DomainModel, Origin
+from vertebra.domains.spec import DataSpec
+from vertebra.errors import LoadError
+
+
+def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> LoadReport:
+    """Load initial weights into a model.
+
+    What the model declares in ``adapters``, and a backbone in ``position_tables``, is made to fit: another vocabulary,
+    other inputs, a longer context. Of a model of another domain the backbone alone is taken.
+
+    Args:
+        model: Where to load; it may have low-rank adapters already, which are left alone.
+        source: A ``.ckpt``, a run folder, a model directory, a bundled model's name, or what else ``vertebra.load``
+            takes.
+        parts: ``backbone``: the backbone, and what stands before it. ``all``: whatever has the same name; what has
+            another shape, or does not exist in the source, keeps its fresh values.
+
+    Raises:
+        LoadError: There are no weights, or the backbone does not fit.
+    """
+    tensors, origin = read_source(source)
+    with without_adapters(model):
+        own = model.state_dict()
+        alike = isinstance(origin.spec, type(model.spec))
+        adapters = {f"backbone.{name}": extend for name in model.backbone.position_tables}
+        if alike:
+            adapters |= model.adapters(origin)
+        keep = ("backbone", *model.input_parts) if alike else ("backbone",)
+        taken = {
+            name: tensor
+            for name, tensor in tensors.items()
+            if (name.partition(".")[0] in keep or (alike and parts == "all"))
+            and (name.startswith("backbone.") or name in adapters or _same_shape(own.get(name), tensor))
+        }
+        report = load_state(
+            model,
+            taken,
+            source=f"the weights of {source}",
+            allow_missing=[name for name in own if not name.startswith("backbone.")],
+            allow_unexpected=[name for name in adapters if not name.startswith("backbone.")],
+            adapters=adapters,
+        )
+    report.unexpected = [name for name in tensors if name not in own or name not in taken]
+    return report
+
+
+def _same_shape(own: Tensor | None, saved: Tensor) -> bool:
+    return own is not None and own.shape == saved.shape
+
+
+def init_backbone(backbone: Backbone, source: str) -> LoadReport:
+    """Load the backbone of a pretrained name, which may have low-rank adapters already."""
+    from vertebra.backbones.pretrained import load_backbone
+
+    with without_adapters(backbone):
+        return load_backbone(backbone, source)
+
+
+def read_source(source: str) -> tuple[dict[str, Tensor], Origin]:
+    """Return the tensors of a model, and what it is; low-rank adapters are merged.
+
+    Raises:
+        LoadError: There are no weights.
+    """
+    if source.endswith(".ckpt"):
+        checkpoint = read_checkpoint(source)
+        given = checkpoint.get("hyper_parameters", {})
+        state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+        origin = Origin(DataSpec.from_dict(checkpoint["spec"]), given)
+        return merge_tensors(state, TuneConfig(**given.get("tune", {}))), origin
+    from vertebra.domains.loading import load, saved_folder
+
+    path = Path(source.removeprefix("local-dir:"))
+    if (path / "checkpoints").is_dir() and not (path / "model" / "config.json").is_file():
+        raise LoadError(
+            f"{path}: this run has no model yet, `fit` writes it at its end; name a checkpoint of it, such as "
+            f"{path / 'checkpoints' / 'last.ckpt'}."
+        )
+    folder = saved_folder(source)
+    if folder is None:
+        model = load(source)
+        return model.state_dict(), Origin(model.spec, model.arguments)
+    config = read_config(folder)
+    spec = DataSpec.from_dict(config["spec"]) if "spec" in config else None
+    return read_tensors(folder), Origin(spec, config.get("arguments", {}))
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a Lightning checkpoint, without running code from it.
+
+    Raises:
+        LoadError: No such file, or none that a task of ``vertebra`` wrote.
+    """
+    if not Path(path).is_file():
+        raise LoadError(f"{path}: no such checkpoint file.")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
+        raise LoadError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0] if str(e) else e!r}).") from e
+    if not isinstance(checkpoint, dict) or not {"state_dict", "spec", "class_path"} <= checkpoint.keys():
+        raise LoadError(f"{path}: must hold state_dict, spec and class_path, as checkpoints of vertebra's tasks do.")
+    return checkpoint
