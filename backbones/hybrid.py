@@ -3,8 +3,9 @@
 Sources: Mamba-2 (https://arxiv.org/abs/2405.21060) and HybriDNA (https://arxiv.org/abs/2502.10807), whose layout is
 the presets': one attention layer in every eight, no positional encoding, SwiGLU after every mixer. With
 ``pattern="M"`` and ``hidden_dim=0`` it is plain Mamba-2; with ``rope_fraction=0.5`` it is Bamba; with ``pattern="S"``
-and ``hidden_dim=0`` it is Mamba-1 (https://arxiv.org/abs/2312.00752). Beyond the papers: an encoder form
-(causal=False) in which a second Mamba-2 reads each sequence from its end.
+and ``hidden_dim=0`` it is Mamba-1 (https://arxiv.org/abs/2312.00752); with S in place of M and ``s6_norms`` it is a
+Jamba without experts (https://arxiv.org/abs/2403.19887). Beyond the papers: an encoder form (causal=False) in which a
+second Mamba-2 reads each sequence from its end.
 
 Shapes: B batch, T positions, D width.
 """
@@ -43,7 +44,9 @@ class HybridConfig(StackConfig):
         state_dim: State width of Mamba-2.
         s6_state_dim: State width of Mamba-1.
         dt_rank: Width from which Mamba-1's step sizes are projected; 0 for dim / 16, rounded up.
+        s6_norms: RMSNorms on Mamba-1's narrow step sizes, B and C, as in Jamba.
         conv_kernel: Taps of the causal convolution of Mamba-2 and Mamba-1.
+        conv_bias: Whether that convolution has a bias.
         dt_limit: Range that Mamba-2's step sizes are clamped to; None for none.
         num_heads: Query heads of attention layers; the head width is dim / num_heads.
         num_kv_heads: Key-value heads, a divisor of num_heads; 0 for as many as query heads.
@@ -64,7 +67,9 @@ class HybridConfig(StackConfig):
     state_dim: int = 128
     s6_state_dim: int = 16
     dt_rank: int = 0
+    s6_norms: bool = False
     conv_kernel: int = 4
+    conv_bias: bool = True
     dt_limit: tuple[float, float] | None = None
     num_heads: int = 8
     num_kv_heads: int = 0
@@ -181,6 +186,9 @@ def _mamba1(config: HybridConfig) -> TokenMixer:
         dt_rank=config.dt_rank or -(-config.dim // 16),
         state_dim=config.s6_state_dim,
         kernel=config.conv_kernel,
+        conv_bias=config.conv_bias,
+        norm_dt_bc=config.s6_norms,
+        norm_eps=config.norm_eps,
     )
     return Mamba1(config.dim, shape)
 
@@ -192,6 +200,7 @@ def _mamba2(config: HybridConfig) -> TokenMixer:
         groups=config.mamba_groups,
         state_dim=config.state_dim,
         kernel=config.conv_kernel,
+        conv_bias=config.conv_bias,
         dt_limit=config.dt_limit,
         norm_eps=config.norm_eps,
     )

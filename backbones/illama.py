@@ -35,6 +35,7 @@ class ILLaMAConfig(StackConfig):
         soft_mask: The paper's mask after the softmax instead of an additive one. Needs causal=False: its softmax
             sees all positions.
         bias: Whether the attention projections have biases, as in the paper.
+        proj_bias: Whether the projection behind the heads has one too where the others have; Qwen2's has none.
         rope_theta: Base of the rotary wavelengths.
         norm_eps: Added to the mean square of the norms.
         dropout: Share of each branch's output that is zeroed in training.
@@ -47,6 +48,7 @@ class ILLaMAConfig(StackConfig):
     window: int | tuple[int, ...] = 0
     soft_mask: bool = False
     bias: bool = True
+    proj_bias: bool = True
     rope_theta: float = 10000.0
     norm_eps: float = 1e-6
 
@@ -104,6 +106,7 @@ class ILLaMA(SequenceBackbone):
                     head_dim,
                     window=window or None,
                     bias=config.bias,
+                    out_bias=config.bias and config.proj_bias,
                     rope=Rope(head_dim, config.rope_theta, interleaved=True),
                     soft_mask=config.soft_mask,
                 ),
