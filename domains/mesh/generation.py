@@ -16,7 +16,7 @@ from torch import Tensor
 from vertebra.backbones.decoding import Decoder, Stop, Strategy, generate, stream
 from vertebra.domains.mesh.geometry import CONDITION_SCALE, sample_surface
 from vertebra.domains.mesh.metrics import chamfer
-from vertebra.domains.mesh.model import BEGIN, END, SPECIAL, MeshGenerator
+from vertebra.domains.mesh.model import BEGIN, END, SPECIAL, ShapeGenerator
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.mesh import MeshGrammar, QuantizedMesh, canonical, dequantize
 
@@ -79,7 +79,7 @@ class GeneratedMesh:
     faces: int
 
 
-def decoder_of(model: MeshGenerator, prefix: Tensor, *, compiled: bool = False) -> Decoder:
+def decoder_of(model: ShapeGenerator, prefix: Tensor, *, compiled: bool = False) -> Decoder:
     """Return what writes meshes behind the condition ``prefix`` (B, P, D)."""
     return Decoder(
         model.backbone,
@@ -87,14 +87,14 @@ def decoder_of(model: MeshGenerator, prefix: Tensor, *, compiled: bool = False) 
         model.head,
         prefix.device,
         compiled,
-        MeshMachine(model.tokenizer.grammar()),
+        MeshMachine(model.grammar()),
         prefix,
     )
 
 
 @torch.inference_mode()
 def generate_meshes(
-    model: MeshGenerator,
+    model: ShapeGenerator,
     points: Tensor,
     strategy: Strategy = GREEDY,
     *,
@@ -126,18 +126,56 @@ def generate_meshes(
             f"got {most}."
         )
     buckets = None if faces is None else torch.tensor([model.bucket_of(n) for n in faces], device=points.device)
-    prefix = model.condition(points, buckets)
-    decoder = decoder_of(model, prefix, compiled=compiled)
+    decoder = decoder_of(model, model.condition(points, buckets), compiled=compiled)
+    written = write_ids(decoder, len(points), most, strategy, numbers=numbers, progress=progress)
+    return [
+        read_mesh_ids(model, one.ids, one.log_probs, one.finished, most, row)
+        for one, row in zip(written, points, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a decoder wrote for one shape.
+
+    Args:
+        ids: Begin, tokens and, where it ended, the end.
+        log_probs: Log-probability of each in nats.
+        finished: Whether it ended; otherwise the limit did.
+    """
+
+    ids: list[int]
+    log_probs: list[float]
+    finished: bool
+
+
+def write_ids(
+    decoder: Decoder,
+    count: int,
+    most: int,
+    strategy: Strategy,
+    *,
+    numbers: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Written]:
+    """Write tokens for ``count`` shapes, at most ``most`` each without begin and end.
+
+    Args:
+        decoder: From ``decoder_of``.
+        count: B.
+        most: Where the limit is.
+        strategy: How tokens are chosen.
+        numbers: As in ``generate_meshes``.
+        progress: As in ``generate_meshes``.
+    """
     stop = Stop(max_new=most + 2, ids=(END,))
-    prompts = torch.empty(len(points), 0, dtype=torch.long, device=points.device)
+    prompts = torch.empty(count, 0, dtype=torch.long, device=decoder.device)
     if strategy.method == "beam":
         found = generate(decoder, prompts, stop, strategy)
-        return [
-            read_mesh_ids(model, one.ids.tolist(), one.log_probs.tolist(), one.reason == "stop", most) for one in found
-        ]
-    ids: list[list[int]] = [[] for _ in range(len(points))]
-    log_probs: list[list[float]] = [[] for _ in range(len(points))]
-    finished = [False] * len(points)
+        return [Written(one.ids.tolist(), one.log_probs.tolist(), one.reason == "stop") for one in found]
+    ids: list[list[int]] = [[] for _ in range(count)]
+    log_probs: list[list[float]] = [[] for _ in range(count)]
+    finished = [False] * count
     for step, new in enumerate(stream(decoder, prompts, stop, strategy, numbers=numbers)):
         rows = zip(new.items.tolist(), new.ids.tolist(), new.log_probs.tolist(), new.ended.tolist(), strict=True)
         for item, token, log_prob, end in rows:
@@ -146,25 +184,38 @@ def generate_meshes(
             finished[item] = end
         if progress is not None:
             progress(step + 1, len(new.items))
-    rows_of = zip(ids, log_probs, finished, strict=True)
-    return [read_mesh_ids(model, row, scores, end, most) for row, scores, end in rows_of]
+    return [Written(*row) for row in zip(ids, log_probs, finished, strict=True)]
 
 
 def read_mesh_ids(
-    model: MeshGenerator, ids: list[int], log_probs: list[float], finished: bool, most: int
+    model: ShapeGenerator,
+    ids: list[int],
+    log_probs: list[float],
+    finished: bool,
+    most: int,
+    points: Tensor | None = None,
 ) -> GeneratedMesh:
-    """Read what a generator wrote: begin, tokens, end; ``most`` tokens of it where it did not end."""
+    """Read what a generator wrote: begin, tokens, end; ``most`` tokens of it where it did not end.
+
+    Args:
+        model: What wrote it.
+        ids: As written.
+        log_probs: Of each.
+        finished: Whether the model ended it.
+        most: The limit.
+        points: Points of the shape (N, 6), for a model whose faces depend on it.
+    """
     if not finished:  # what stands where the end had to be is one too many
         ids, log_probs = ids[: 1 + most], log_probs[: 1 + most]
     tokens = np.array([i - SPECIAL for i in ids if i >= SPECIAL], dtype=np.int64)
-    corners = model.tokenizer.triangles(tokens, partial=not finished)
+    corners = model.corners(tokens, points, partial=not finished)
     a, b, c = np.moveaxis(corners, 1, 0)
     kept = corners[np.cross(b - a, c - a).any(1)]
     mesh = canonical(kept.reshape(-1, 3), np.arange(3 * len(kept)).reshape(-1, 3))
     return GeneratedMesh(mesh, len(tokens), sum(log_probs), finished, len(corners))
 
 
-def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[GeneratedMesh], count: int = 2048) -> int:
+def closest(model: ShapeGenerator, points: Tensor, candidates: Sequence[GeneratedMesh], count: int = 2048) -> int:
     """Return which candidate lies closest to the points it was made for.
 
     Args:
@@ -186,7 +237,7 @@ def closest(model: MeshGenerator, points: Tensor, candidates: Sequence[Generated
 
 
 def generate_best(
-    model: MeshGenerator,
+    model: ShapeGenerator,
     points: Tensor,
     strategy: Strategy = GREEDY,
     *,
