@@ -117,10 +117,10 @@ class Generate(Pipeline):
     ) -> None:
         super().__init__(model, device=device, batch_size=batch_size, batch_tokens=batch_tokens)
         from vertebra.backbones.decoding import Strategy
-        from vertebra.domains.mesh.model import MeshGenerator
+        from vertebra.domains.mesh.model import ShapeGenerator
 
-        assert isinstance(self.model, MeshGenerator)
-        self.generator: MeshGenerator = self.model
+        assert isinstance(self.model, ShapeGenerator)
+        self.generator: ShapeGenerator = self.model
         self.model_name = model_name(self, model)
         if method not in ("greedy", "sample", "beam"):
             raise ConfigError(f"{self.name}: method must be greedy, sample or beam, got {method!r}.")
@@ -361,7 +361,7 @@ class _GenerateWriter(Writer):
         summary: dict[str, Any] = {
             "pipeline": p.name,
             "model": p.model_name,
-            "tokenizer": p.generator.tokenizer.to_dict(),
+            "tokenizer": p.generator.token_facts(),
             "candidates": p.candidates,
             "method": p.strategy.method,
             "seed": p.seed,

@@ -97,11 +97,16 @@ class Tokenize(Pipeline):
         format: str = "obj",
     ) -> None:
         super().__init__(model, device=device)
-        from vertebra.domains.mesh.model import MeshGenerator
+        from vertebra.domains.mesh.model import MeshGenerator, ShapeGenerator
         from vertebra.tokenizers.mesh import make_mesh_tokenizer
 
-        assert isinstance(self.model, MeshGenerator)
+        assert isinstance(self.model, ShapeGenerator)
         own, spec = self.model.tokenizer, self.model.spec
+        if tokenizer is None and not isinstance(self.model, MeshGenerator):
+            raise ConfigError(
+                f"{self.name}: the tokens of this {type(self.model).__name__} are codes that only its decoder is "
+                "published for; name another --tokenizer, or take another --model."
+            )
         if tokenizer is None and bins in (None, own.bins):
             self.tokenizer = own
         elif tokenizer is None:

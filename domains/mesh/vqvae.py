@@ -205,6 +205,7 @@ class FaceDecoder(nn.Module):
         max_faces: Most faces of a mesh.
         condition_tokens: S, tokens of a shape; 0 for a decoder that sees none.
         condition_width: Their width.
+        sees_padding: Whether real faces see the padded ones, which say nothing but where they are, as in MeshAnything.
     """
 
     def __init__(
@@ -215,9 +216,11 @@ class FaceDecoder(nn.Module):
         max_faces: int,
         condition_tokens: int = 0,
         condition_width: int = 0,
+        sees_padding: bool = False,
     ) -> None:
         super().__init__()
         dim = backbone.config.dim
+        self.sees_padding = sees_padding
         self.proj = nn.Linear(3 * code_dim, dim)
         self.positions = nn.Embedding(max_faces, dim)
         self.norm = nn.LayerNorm(dim)
@@ -233,7 +236,7 @@ class FaceDecoder(nn.Module):
             assert self.condition is not None
             x = torch.cat([self.condition(condition), x], dim=1)  # (B, S + F, D)
             mask = F.pad(mask, (condition.shape[1], 0), value=True)
-        x = self.backbone(x, mask)[:, -codes.shape[1] :]
+        x = self.backbone(x, None if self.sees_padding else mask)[:, -codes.shape[1] :]
         return self.head(x).unflatten(-1, (3, 3, -1))
 
 
