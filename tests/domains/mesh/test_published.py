@@ -1,7 +1,8 @@
-"""Checkpoints of MeshAnything V2 by their own names: logits and steps of a plain twin, sizes, and what is refused."""
+"""Checkpoints of MeshAnything V2 by their own names: numbers of a plain twin, sizes, back, and what is refused."""
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,25 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from vertebra.backbones.checkpoints import open_checkpoint
 from vertebra.backbones.decoding import Stop, generate
 from vertebra.backbones.hybrid import HybridConfig
 from vertebra.backbones.opt import OPTConfig
+from vertebra.domains.conversion import convert, converters
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig
 from vertebra.domains.mesh.generation import GREEDY, decoder_of
 from vertebra.domains.mesh.model import BEGIN, END, PAD, MeshGenerator
-from vertebra.domains.mesh.published import from_published, is_published, published_v2, read_published
+from vertebra.domains.mesh.published import (
+    MeshAnythingV2,
+    from_published,
+    is_published,
+    published_v2,
+    read_published,
+    structure,
+)
 from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.mesh.task import MeshGenerationTask
+from vertebra.domains.saving import load_model, save_model
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, LoadError
 from vertebra.tokenizers.mesh_amt import AMTTokenizer
@@ -93,9 +104,9 @@ def twin_kinds(tokens):
     return found
 
 
-def twin_decoder(tensors, x):
+def twin_decoder(tensors, x, heads=4):
     """Map embedded tokens x (T, D) to logits (T, 132): OPT with norms behind its branches."""
-    t, heads = {k.removeprefix(DECODER): v for k, v in tensors.items()}, 4
+    t = {k.removeprefix(DECODER): v for k, v in tensors.items()}
     length = len(x)
     x = x + t["embed_positions.weight"][2 : 2 + length]
     future = torch.ones(length, length).triu(1).bool()
@@ -139,7 +150,7 @@ def peer_decoder(tensors, x):
     return peer(inputs_embeds=x[None]).logits[0]
 
 
-def twin_logits(tensors, points, tokens, decoder=twin_decoder):
+def twin_logits(tensors, points, tokens, decoder=twin_decoder, heads=3):
     """Map points (N, 6) and tokens of a mesh to the logits of begin, tokens and end (L, 132)."""
 
     def linear(name, x):
@@ -149,8 +160,8 @@ def twin_logits(tensors, points, tokens, decoder=twin_decoder):
         return tensors[f"{DECODER}{name}.weight"][torch.tensor(ids)]
 
     shape = {k.removeprefix(SHAPE): v for k, v in tensors.items()}
-    latents = slow.encode(shape, points[None], 3, 3, 1)
-    decoded = slow.decode(shape, latents, 3, 4, 1)
+    latents = slow.encode(shape, points[None], heads, 3, 1)
+    decoded = slow.decode(shape, latents, heads, 4, 1)
     body = torch.cat([latents[0, 1:], decoded[0]], dim=-1)
     condition = torch.cat([linear("cond_head_proj", latents[0, :1]), linear("cond_proj", body)])
     count = len(condition)
@@ -179,6 +190,15 @@ def cloud(batch=2):
     return points
 
 
+def logits_of(model, points):
+    """Return the logits (2, L, 132) of the box and of the tetrahedron, which is padded."""
+    ids, kinds = torch.full((2, 2, len(BOX) + 2), PAD)
+    for row, mesh in enumerate((BOX, TETRAHEDRON)):
+        ids[row, : len(mesh) + 2] = torch.tensor([BEGIN, *(token + 3 for token in mesh), END])
+        kinds[row, : len(mesh) + 2] = torch.tensor([BEGIN, *(model.tokenizer.kinds(mesh) + 3), END])
+    return model(points, ids, kinds, ids != PAD)
+
+
 @pytest.fixture
 def loaded(tmp_path):
     tensors, model = checkpoint(), build()
@@ -196,14 +216,9 @@ def loaded(tmp_path):
 @torch.no_grad()
 def test_logits_of_padded_meshes_are_the_originals(loaded, decoder):
     model, tensors = loaded
-    points, tokenizer, meshes = cloud(), model.tokenizer, (BOX, TETRAHEDRON)
-    longest = len(BOX) + 2
-    ids, kinds = torch.full((2, 2, longest), PAD)
-    for row, mesh in enumerate(meshes):
-        ids[row, : len(mesh) + 2] = torch.tensor([BEGIN, *(token + 3 for token in mesh), END])
-        kinds[row, : len(mesh) + 2] = torch.tensor([BEGIN, *(tokenizer.kinds(mesh) + 3), END])
-    logits = model(points, ids, kinds, ids != PAD)
-    for row, mesh in enumerate(meshes):
+    points = cloud()
+    logits = logits_of(model, points)
+    for row, mesh in enumerate((BOX, TETRAHEDRON)):
         expected = twin_logits(tensors, points[row], mesh, decoder)
         assert expected.shape == (len(mesh) + 2, 132)
         assert expected.std() > 0.5
@@ -249,6 +264,100 @@ def test_the_released_model_is_what_its_checkpoint_has():
     assert model.prefix_length == 257
     assert model.prefix_length + 2 + own_spec.max_tokens <= backbone.max_length == 10_340  # begin and end
     assert DataSpec.from_dict(json.loads(json.dumps(own_spec.to_dict()))) == own_spec
+
+
+# ---------------------------------------------------------------- conversion
+
+CONVERTER = MeshAnythingV2()
+WIDE = {"width": 128, "heads": 2, "layers": 1, "latents": 5, "frequencies": 3, "bottleneck": 4, "decoder_layers": 1}
+GEOMETRY, PROJECTION = f"{SHAPE}geo_decoder.output_proj.weight", "point_encoder.model.shape_projection"
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(4)
+    return checkpoint(128, 2, 48, 99, WIDE)
+
+
+def test_a_smaller_checkpoint_is_converted(published, tmp_path):
+    path = saved(tmp_path, published)
+    (tmp_path / "config.json").write_text("{}")
+    for source in (path, tmp_path):
+        converter, found = convert(source)
+        assert converter.name == "meshanything_v2"
+        assert set(found.report.matched) == set(found.model.state_dict())
+        assert [*found.report.missing, *found.report.unexpected, *found.report.reshaped] == []
+    assert found.left_out.keys() == {GEOMETRY, PROJECTION}
+    assert "occupancy" in found.left_out[GEOMETRY]
+    model, points = found.model, cloud()
+    assert not model.training
+    assert (model.spec.max_tokens, model.spec.max_faces, model.spec.points) == (90, 14, 8192)  # 0.7 * 9 a face
+    backbone, encoder = model.backbone.config, model.encoder.config
+    assert (backbone.dim, backbone.depth, backbone.heads, backbone.hidden, backbone.max_length) == (128, 2, 2, 48, 99)
+    assert encoder == ShapeEncoderConfig(**WIDE)
+    read = load_model(save_model(model, tmp_path / "model", notes=found.notes))
+    with torch.no_grad():
+        logits = logits_of(model, points)
+        assert torch.equal(logits_of(read, points), logits)
+        for row, mesh in enumerate((BOX, TETRAHEDRON)):
+            expected = twin_logits(published, points[row], mesh, partial(twin_decoder, heads=2), heads=2)
+            torch.testing.assert_close(logits[row, : len(expected)], expected, atol=2e-5, rtol=1e-5)
+
+
+def test_back_are_the_tensors_that_were_there(published, tmp_path):
+    found, config = CONVERTER.restore(CONVERTER.convert(open_checkpoint(saved(tmp_path, published))).model)
+    assert config == {}
+    assert found.keys() == published.keys() - {GEOMETRY, PROJECTION}
+    for name, tensor in found.items():
+        assert torch.equal(tensor, published[name]), name
+
+
+def test_no_other_family_takes_it(published, tmp_path):
+    checkpoint = open_checkpoint(saved(tmp_path, published))
+    assert [c.name for c in converters().values() if c.recognises(checkpoint)] == ["meshanything_v2"]
+    assert not CONVERTER.recognises(open_checkpoint(tmp_path.parent))  # a folder without weights
+    (tmp_path / "config.json").write_text('{"model_type": "opt"}')
+    assert not CONVERTER.recognises(open_checkpoint(tmp_path))
+
+
+def test_sizes_are_the_released_ones():
+    width = {"width": 768, "latents": 256, "frequencies": 8, "layers": 8, "bottleneck": 64, "decoder_layers": 16}
+    with torch.device("meta"):
+        backbone, own_spec, encoder = structure(checkpoint(1024, 24, 4096, 10_340, width))
+    assert (backbone, own_spec, {"encoder": encoder}) == published_v2()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"transformer.lm_head.weight": None}, "lacks 'transformer.lm_head.weight', 1 tensors in all"),
+        ({f"{DECODER}embed_positions.weight": None}, "embed_positions.weight', which sizes are read off; is the file"),
+        ({f"{DECODER}project_in.weight": (3, 3)}, "no place for '.*project_in.weight', 1 tensors in all"),
+        ({f"{DECODER}embed_tokens.weight": (132, 100)}, "width of the OPT must be a multiple of 64, .* got 100"),
+        ({f"{SHAPE}encoder.query": (6, 24)}, "width of Michelangelo must be a multiple of 64"),
+        ({f"{SHAPE}encoder.query": (128,)}, r"must have 2 axes, got the shape \(128,\)"),
+        ({f"{DECODER}embed_tokens.weight": (6, 128)}, "has sizes of no such model. .*bins must be between 4"),
+        ({f"{DECODER}embed_positions.weight": (11, 128)}, "has sizes of no such model. .*max_faces must be at least 1"),
+        ({f"{DECODER}token_embed_positions.weight": (9, 128)}, r"kind_embed.weight \(9, 128\) -> \(10, 128\)"),
+    ],
+)
+def test_checkpoints_that_do_not_fit_are_refused(published, tmp_path, changes, words):
+    tensors = {k: v for k, v in published.items() if k not in changes}
+    tensors |= {k: torch.zeros(shape) for k, shape in changes.items() if shape}
+    with pytest.raises(LoadError, match=words):
+        CONVERTER.convert(open_checkpoint(saved(tmp_path, tensors)))
+
+
+def test_models_of_another_kind_are_not_written_back():
+    hybrid = HybridConfig(dim=32, depth=1, pattern="M", hidden_dim=48)
+    for model in (build(hybrid), build(tie=True), build(encoder={**ENCODER, "queries": "points"})):
+        with pytest.raises(LoadError, match=r"meshanything_v2: the model is of another architecture. "):
+            CONVERTER.restore(model)
+    for model in (build(spec={"face_buckets": (9,)}), build(encoder={**ENCODER, "bottleneck": 0, "decoder_layers": 0})):
+        with pytest.raises(LoadError, match="must have an encoder with a bottleneck and no face_buckets"):
+            CONVERTER.restore(model)
+    with pytest.raises(LoadError, match="must be given a MeshGenerator, got a Linear"):
+        CONVERTER.restore(torch.nn.Linear(1, 1))
 
 
 # ---------------------------------------------------------------- what is refused
