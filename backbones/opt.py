@@ -44,6 +44,7 @@ class OPTConfig(StackConfig):
         hidden: Inner width of the MLP.
         activation: Of the MLP, ``relu`` or ``gelu`` (exact).
         norm_first: Norm before every branch and once at the end, instead of the sum behind every branch alone.
+        final_norm: Whether there is that norm at the end.
         positions: ``learned`` adds a row of a table for the place among the real positions of the sequence; ``none``
             leaves positions to the input.
         max_length: Most real positions of a sequence with learned positions; the table has two rows more.
@@ -56,6 +57,7 @@ class OPTConfig(StackConfig):
     hidden: int
     activation: Literal["relu", "gelu"] = "relu"
     norm_first: bool = True
+    final_norm: bool = True
     positions: Positions = "learned"
     max_length: int = 2048
     norm_eps: float = 1e-5
@@ -73,6 +75,11 @@ class OPTConfig(StackConfig):
             raise ConfigError(f"OPTConfig: activation must be relu or gelu, got {self.activation!r}.")
         if self.positions not in ("learned", "none"):
             raise ConfigError(f"OPTConfig: positions must be learned or none, got {self.positions!r}.")
+
+    @property
+    def ends_in_norm(self) -> bool:
+        """Whether a norm stands behind the last layer."""
+        return self.norm_first and self.final_norm
 
     def build(self) -> OPT:
         """Make the backbone with fresh weights."""
@@ -103,7 +110,7 @@ class OPT(SequenceBackbone):
             )
             for drop_path in config.drop_paths()
         ]
-        super().__init__(config, blocks, norm() if config.norm_first else nn.Identity())
+        super().__init__(config, blocks, norm() if config.ends_in_norm else nn.Identity())
         learned = config.positions == "learned"
         self.positions = nn.Embedding(config.max_length + OFFSET, config.dim) if learned else None
         self.init_weights()
@@ -395,7 +402,7 @@ def transformers_names(config: OPTConfig, naming: Naming = "opt") -> dict[str, t
         for ours, theirs in _PARTS[naming].items()
         for kind in ("weight", "bias")
     }
-    if config.norm_first:
+    if config.ends_in_norm:
         found |= {f"norm.{kind}": (f"final_layer_norm.{kind}",) for kind in ("weight", "bias")}
     if config.positions == "learned":
         found["positions.weight"] = ("embed_positions.weight",)

@@ -38,6 +38,9 @@ class ImageClassifier(DomainModel):
         pooling: ``cls``: a learned token behind the patches is read, which a causal backbone needs; ``mean``: the mean
             of all patches; ``auto``: ``cls`` where later patches are hidden, otherwise ``mean``.
         positions: ``learned``: a vector for every patch is added, interpolated for images of another size.
+        with_cls: Whether the token stands behind the patches although their mean is read, as in vision transformers
+            that average; ``pooling="cls"`` has it anyway.
+        pooled_norm: Added to the variance of a LayerNorm of the pooled features; 0 for no such norm.
         dropout: Share of the pooled features that is zeroed in training.
         soft_mask_rate: Weight of later patches in a backbone with ``soft_mask``, 1 to 0; see ``set_soft_mask``.
     """
@@ -54,6 +57,8 @@ class ImageClassifier(DomainModel):
         patch_size: int = 16,
         pooling: Pooling | Literal["auto"] = "auto",
         positions: Positions = "learned",
+        with_cls: bool = False,
+        pooled_norm: float = 0.0,
         dropout: float = 0.0,
         soft_mask_rate: float = 0.0,
     ) -> None:
@@ -66,6 +71,8 @@ class ImageClassifier(DomainModel):
             patch_size=patch_size,
             pooling=pooling,
             positions=positions,
+            with_cls=with_cls,
+            pooled_norm=pooled_norm,
             dropout=dropout,
             soft_mask_rate=soft_mask_rate,
         )
@@ -76,13 +83,15 @@ class ImageClassifier(DomainModel):
             )
         self.patch_size, self.pooling = patch_size, pooling
         self.whole = isinstance(backbone, TimmBackbone)
+        self.pooled_norm = nn.LayerNorm(config.dim, pooled_norm) if pooled_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.dim, len(spec.classes)) if spec.classes else nn.Identity()
         if not self.whole:
             self.grid = self._grid(spec.height, spec.width)
-            count = self.grid[0] * self.grid[1] + (pooling == "cls")
+            with_cls = with_cls or pooling == "cls"
+            count = self.grid[0] * self.grid[1] + with_cls
             self.patch_embed = PatchEmbedding(spec.channels, config.dim, patch_size)
-            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if pooling == "cls" else None
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, config.dim)) if with_cls else None
             self.pos_embed = nn.Parameter(torch.zeros(1, count, config.dim)) if positions == "learned" else None
         self.init_weights()
         if soft_mask_rate:
@@ -111,11 +120,12 @@ class ImageClassifier(DomainModel):
     def embed_images(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to one vector an image (B, D)."""
         if isinstance(self.backbone, TimmBackbone):
-            return self.backbone.pooled(images)
+            return self.pooled_norm(self.backbone.pooled(images))
         x = self.embed_patches(images)
         if self.pooling == "cls":
-            return self.backbone.read_last(x)
-        return self.backbone(x).flatten(1, -2).mean(1)
+            return self.pooled_norm(self.backbone.read_last(x))
+        y = self.backbone(x).flatten(1, -2)  # (B, N, D)
+        return self.pooled_norm((y if self.cls_token is None else y[:, :-1]).mean(1))
 
     def embed_patches(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to what the backbone reads: (B, h, w, D), or (B, h * w + 1, D) with [cls] last."""
@@ -130,7 +140,7 @@ class ImageClassifier(DomainModel):
             positions = resize_positions(positions, self.grid, grid)
         if self.cls_token is None:
             return x if positions is None else x + positions.unflatten(1, grid)
-        x = torch.cat([x.flatten(1, 2), self.cls_token.expand(len(x), -1, -1)], dim=1)  # (B, h * w + 1, D)
+        x = torch.cat([x.flatten(1, 2), self.cls_token.expand(x.shape[0], -1, -1)], dim=1)  # (B, h * w + 1, D)
         return x if positions is None else x + positions
 
     def set_soft_mask(self, rate: float) -> None:

@@ -150,7 +150,7 @@ def test_a_published_file_is_loaded_strictly(published, tmp_path):
     torch.save({**state, "blocks.0.attn.extra": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(LoadError, match=r"1 unexpected: blocks\.0\.attn\.extra"):
         read_published(fresh, str(tmp_path / "w.pth"))
-    torch.save({"weights": 1}, tmp_path / "w.pth")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "w.pth")
     with pytest.raises(LoadError, match=r"w\.pth: must hold the state dict of an image model"):
         read_published(fresh, str(tmp_path / "w.pth"))
 
