@@ -265,7 +265,8 @@ def to_trimesh(
         vertices = placement.back(vertices)
     mesh = trimesh.Trimesh(vertices=vertices, faces=qmesh.faces.copy(), process=False, validate=False)
     if len(qmesh.faces):
-        trimesh.repair.fix_normals(mesh, multibody=True)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a flat body has no centre of mass
+            trimesh.repair.fix_normals(mesh, multibody=True)
     return mesh
 
 

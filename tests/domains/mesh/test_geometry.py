@@ -256,3 +256,11 @@ def test_decimate_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_simplification", None)
     with pytest.raises(MissingExtraError, match=r"decimate needs .*'fast-simplification'.*vertebra\[mesh\]"):
         decimate(trimesh.creation.icosphere(2), 20)
+
+
+def test_a_flat_body_has_no_inside_and_is_kept():
+    corners = np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [10, 10, 0]])
+    faces = np.array([[0, 1, 2], [1, 3, 2], [0, 2, 1], [1, 2, 3]])
+    flat = to_trimesh(QuantizedMesh(corners, faces), 64)
+    assert len(flat.faces) == 4
+    assert np.isfinite(flat.vertices).all()
