@@ -259,8 +259,8 @@ def test_decimate_names_the_extra(monkeypatch):
 
 
 def test_a_flat_body_has_no_inside_and_is_kept():
-    corners = np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0], [10, 10, 0]])
-    faces = np.array([[0, 1, 2], [1, 3, 2], [0, 2, 1], [1, 2, 3]])
-    flat = to_trimesh(QuantizedMesh(corners, faces), 64)
-    assert len(flat.faces) == 4
+    corners = np.array([[2, 2, 2], [1, 2, 2], [3, 3, 3], [1, 1, 2], [0, 1, 2]])
+    faces = np.array([[1, 4, 3], [4, 3, 0], [1, 0, 3], [0, 1, 1], [1, 4, 0], [2, 4, 3]])
+    flat = to_trimesh(QuantizedMesh(corners, faces), 64)  # four of the faces close, and hold nothing
+    assert len(flat.faces) == 6
     assert np.isfinite(flat.vertices).all()
