@@ -19,6 +19,7 @@ def blocks(page, language):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a page is dozens of commands, some of which start processes
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_run(page, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
