@@ -217,6 +217,8 @@ def told_kind(checkpoint: Checkpoint) -> str:
 
 # ---------------------------------------------------------------- tensors
 
+_PARAMETER = re.compile(r"(\w+\.)?(weight|bias)|A_log|D|dt_bias")
+
 
 class Renamer:
     """Names of a family to names of ours.
@@ -238,7 +240,7 @@ class Renamer:
             return name
         number, rest = match.groups()
         for theirs, ours in self.inside.items():
-            if rest.startswith(theirs):
+            if rest.startswith(theirs) and _PARAMETER.fullmatch(rest, len(theirs)):
                 return f"backbone.layers.{number}.{ours}{rest[len(theirs) :]}"
         return name
 

@@ -27,6 +27,8 @@ MODULES = (
     "vertebra.domains.speech.published",
     "vertebra.domains.mesh.published",
     "vertebra.domains.timeseries.published",
+    "vertebra.domains.language.published",
+    "vertebra.domains.dna.published",
 )
 """Where converters are; each module has a tuple ``CONVERTERS``."""
 

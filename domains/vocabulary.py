@@ -74,7 +74,7 @@ def nucleotide_ids(checkpoint: Checkpoint) -> dict[str, int]:
 def _json(path: Any) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path}: not readable as JSON ({error}).") from error
     if not isinstance(found, dict):
         raise LoadError(f"{path}: must hold a JSON object, got a {type(found).__name__}.")
