@@ -5,27 +5,37 @@ is a folder with ``model.safetensors``, as the hub's mixin for torch modules wri
 
     model = load_published("folder", context=1000, horizon=192)
 
-Encoder or decoder, sizes and heads are read off the tensors. The authors' data have a raw 0 where a value is missing;
-here it is the mean of its series, so that forecasts differ where much of a context is missing.
+Encoder or decoder, sizes and heads are read off the tensors. The authors' data have a raw 0 where a value is missing.
+``TSFMConverter`` keeps that; ``load_published`` reads the mean of the series there, unless told ``missing="zero"``, so
+that its forecasts differ where much of a context is missing.
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from vertebra.backbones.pretrained import load_state
+from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.tsfm import TSFMConfig
-from vertebra.domains.conversion import Converter
+from vertebra.domains.conversion import Conversion, Converter, loaded
+from vertebra.domains.model import DomainModel
 from vertebra.domains.timeseries.heads import COMPONENTS, MixtureHead
-from vertebra.domains.timeseries.model import PatchForecaster
+from vertebra.domains.timeseries.model import Missing, PatchForecaster
+from vertebra.domains.timeseries.published_chronos import ChronosBoltConverter
+from vertebra.domains.timeseries.published_moirai import MoiraiConverter
+from vertebra.domains.timeseries.published_trunk import (
+    check_names,
+    gathered,
+    plain_trunk,
+    scattered,
+    tensors_of,
+    told,
+    trunk_config,
+    trunk_names,
+)
 from vertebra.domains.timeseries.spec import SeriesSpec
 from vertebra.errors import ConfigError, LoadError
 
@@ -33,18 +43,7 @@ CONTEXT, HORIZON = 1000, 192
 """Steps of the paper's evaluation on long horizons."""
 
 _WHO = "published TSFM"
-_LAYER = {
-    "norm1": ("norm1",),
-    "mixer.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mixer.q_norm": ("self_attn.q_norm",),
-    "mixer.k_norm": ("self_attn.k_norm",),
-    "mixer.proj": ("self_attn.out_proj",),
-    "norm2": ("norm2",),
-    "mlp.gate_proj": ("ffn.fc_gate",),
-    "mlp.up_proj": ("ffn.fc1",),
-    "mlp.down_proj": ("ffn.fc2",),
-}
-"""Parts of a layer by their names here and there; several are put together along their outputs."""
+_GIVE = "one of the scaling-law models"
 
 
 def published_names(depth: int, causal: bool) -> dict[str, tuple[str, ...]]:
@@ -64,11 +63,7 @@ def published_names(depth: int, causal: bool) -> dict[str, tuple[str, ...]]:
     names = {f"{name}.{kind}": (f"{name}.{kind}",) for name in linears for kind in ("weight", "bias")}
     if not causal:
         names["mask_encoding.weight"] = ("mask_encoding.weight",)
-    for layer in range(depth):
-        for ours, theirs in _LAYER.items():
-            parts = tuple(f"encoder.layers.{layer}.{name}.weight" for name in theirs)
-            names[f"backbone.layers.{layer}.{ours}.weight"] = parts
-    return names | {"backbone.norm.weight": ("encoder.norm.weight",)}
+    return names | trunk_names(depth)
 
 
 def published_config(tensors: Mapping[str, Tensor]) -> tuple[TSFMConfig, int]:
@@ -85,29 +80,13 @@ def published_config(tensors: Mapping[str, Tensor]) -> tuple[TSFMConfig, int]:
             f"{_WHO}: the checkpoint has attention biases of variates (var_attn_bias), so it is Moirai's; give one of "
             "the scaling-law models."
         )
-    first = "encoder.layers.0."
-    keys = ("in_proj.weight", f"{first}self_attn.q_norm.weight", f"{first}ffn.fc1.weight")
-    if missing := [name for name in keys if name not in tensors]:
-        raise LoadError(f"{_WHO}: the checkpoint lacks {missing[0]!r}; give one of the scaling-law models.")
-    embedding, norm, inner = (tensors[name] for name in keys)
-    for name, tensor, axes in zip(keys, (embedding, norm, inner), (2, 1, 2), strict=True):
-        if tensor.ndim != axes:
-            raise LoadError(
-                f"{_WHO}: {name!r} must have {axes} axes, got {tuple(tensor.shape)}; give one of the scaling-law "
-                "models."
-            )
-    (dim, patch), (width,) = embedding.shape, norm.shape
-    if dim % width or width % 4:
-        raise LoadError(f"{_WHO}: a width of {dim} must be that of whole heads, each a multiple of 4; got {width}.")
-    layers = [int(m[1]) for name in tensors if (m := re.match(r"encoder\.layers\.(\d+)\.", name))]
-    config = TSFMConfig(
-        dim=dim,
-        depth=max(layers) + 1,
-        causal="mask_encoding.weight" not in tensors,
-        num_heads=dim // width,
-        hidden_dim=inner.shape[0],
-    )
-    return config, patch
+    if "in_proj.weight" not in tensors:
+        raise LoadError(f"{_WHO}: the checkpoint lacks 'in_proj.weight'; give {_GIVE}.")
+    embedding = tensors["in_proj.weight"]
+    if embedding.ndim != 2:
+        raise LoadError(f"{_WHO}: 'in_proj.weight' must have 2 axes, got {tuple(embedding.shape)}; give {_GIVE}.")
+    causal = "mask_encoding.weight" not in tensors
+    return trunk_config(tensors, causal=causal, who=_WHO, give=_GIVE), embedding.shape[1]
 
 
 def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,17 +97,8 @@ def from_published(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     config, _ = published_config(tensors)
     names = published_names(config.depth, config.causal)
-    used = {name for theirs in names.values() for name in theirs}
-    if missing := sorted(used - tensors.keys()):
-        raise LoadError(
-            f"{_WHO}: the checkpoint lacks {missing[0]!r}, {len(missing)} tensors in all; is the file whole?"
-        )
-    if extra := sorted(tensors.keys() - used):
-        raise LoadError(
-            f"{_WHO}: the model has no place for {extra[0]!r}, {len(extra)} tensors in all; give one of the "
-            "scaling-law models."
-        )
-    return {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in names.items()}
+    check_names(tensors, {name for theirs in names.values() for name in theirs}, who=_WHO, give=_GIVE)
+    return gathered(tensors, names)
 
 
 def to_published(model: PatchForecaster) -> dict[str, Tensor]:
@@ -145,20 +115,19 @@ def to_published(model: PatchForecaster) -> dict[str, Tensor]:
             "to_published: the model must have a TSFM backbone, head=mixture, readout=patch and tell_observed=false, "
             "and neither covariates nor seasonal=true nor mode=multivariate."
         )
-    found: dict[str, Tensor] = {}
-    for ours, theirs in names.items():
-        parts = own[ours].chunk(len(theirs))
-        found |= {name: part.clone() for name, part in zip(theirs, parts, strict=True)}
-    return found
+    return scattered(own, names)
 
 
-def load_published(path: str | Path, *, context: int = CONTEXT, horizon: int = HORIZON) -> PatchForecaster:
+def load_published(
+    path: str | Path, *, context: int = CONTEXT, horizon: int = HORIZON, missing: Missing = "mean"
+) -> PatchForecaster:
     """Build a model from a published checkpoint, with its weights, in evaluation mode.
 
     Args:
         path: The folder with ``model.safetensors``, and ``config.json`` if it is there; or the safetensors file.
         context: Steps that forecasts are made from, at most.
         horizon: Steps that an encoder forecasts in one pass; longer forecasts are made of several.
+        missing: What a value that is not known is read as, see ``PatchForecaster``.
 
     Raises:
         LoadError: There is no such file, it cannot be read, or its tensors are not those of a scaling-law model.
@@ -169,49 +138,91 @@ def load_published(path: str | Path, *, context: int = CONTEXT, horizon: int = H
         raise LoadError(
             f"{file}: no such safetensors file; give a folder that holds model.safetensors, or the file itself."
         )
-    try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise LoadError(f"{file}: cannot be read as a safetensors file ({error}).") from error
-    try:
-        weights = from_published(tensors)
-    except LoadError as error:
-        raise LoadError(f"{file}: {error}") from error
-    config, patch = published_config(tensors)
-    _check_config(file.with_name("config.json"), config, patch)
-    model = PatchForecaster(
-        config.build(),
-        SeriesSpec(context=context, horizon=horizon),
-        patch=patch,
-        head="mixture",
-        readout="patch",
-        tell_observed=False,
-    )
-    load_state(model, weights, source=f"the weights of {file}")
-    return model.eval()
+    model = TSFMConverter(context=context, horizon=horizon, missing=missing).convert(Checkpoint(str(file), file)).model
+    assert isinstance(model, PatchForecaster)
+    return model
 
 
-def _check_config(path: Path, config: TSFMConfig, patch: int) -> None:
+class TSFMConverter(Converter):
+    """The scaling-law models.
+
+    Args:
+        context: Steps that forecasts are made from, at most.
+        horizon: Steps that an encoder forecasts in one pass.
+        missing: What a value that is not known is read as: ``zero`` as the original does, or ``mean``.
+    """
+
+    name = "tsfm"
+    summary = "encoders and decoders of the scaling laws for time series (safetensors)"
+
+    def __init__(self, *, context: int = CONTEXT, horizon: int = HORIZON, missing: Missing = "zero") -> None:
+        self.context, self.horizon, self.missing = context, horizon, missing
+
+    def recognises(self, checkpoint: Checkpoint) -> bool:
+        """Tell by the names of embedding, trunk and head; Moirai has several sizes of patches instead of one."""
+        config = told(checkpoint)
+        if config is None or "patch_sizes" in config or (config and "d_model" not in config):
+            return False
+        tensors = tensors_of(checkpoint)
+        keys = ("in_proj.weight", "encoder.layers.0.self_attn.q_norm.weight", "param_proj.proj.weights_logits.weight")
+        if any(name not in tensors for name in keys):
+            return False
+        return tensors[keys[0]].ndim == 2 and not any("var_attn_bias" in name for name in tensors)
+
+    def convert(self, checkpoint: Checkpoint) -> Conversion:
+        """Make the model; what the tensors do not say is ``context`` and ``horizon``.
+
+        Raises:
+            LoadError: The tensors, or the settings beside them, are not those of a scaling-law model.
+        """
+        tensors = checkpoint.tensors
+        try:
+            weights = from_published(tensors)
+            config, patch = published_config(tensors)
+        except LoadError as error:
+            raise LoadError(f"{checkpoint.source}: {error}") from error
+        _check_config(checkpoint, config, patch)
+        model = PatchForecaster(
+            config.build(),
+            SeriesSpec(context=self.context, horizon=self.horizon),
+            patch=patch,
+            head="mixture",
+            readout="patch",
+            tell_observed=False,
+            missing=self.missing,
+        )
+        return loaded(model, weights, checkpoint)
+
+    def restore(self, model: DomainModel) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and the sizes that say what they are of.
+
+        Raises:
+            LoadError: The model is not of this architecture.
+        """
+        if not isinstance(model, PatchForecaster) or not plain_trunk(model.backbone.config):
+            raise LoadError("tsfm: the model must be a forecaster with a TSFM backbone of the published constants.")
+        try:
+            tensors = to_published(model)
+        except ConfigError as error:
+            raise LoadError(f"tsfm: {error}") from error
+        config = model.backbone.config
+        sizes = {"d_model": config.dim, "num_layers": config.depth, "patch_size": model.patch, "scaling": True}
+        return tensors, sizes
+
+
+def _check_config(checkpoint: Checkpoint, config: TSFMConfig, patch: int) -> None:
     """Refuse a ``config.json`` that is of another model than the tensors beside it; what it does not say is not asked.
 
     Raises:
         LoadError: It cannot be read, or says otherwise.
     """
-    if not path.is_file():
-        return
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(told, dict):
-        raise LoadError(f"{path}: must hold a JSON object; it is no configuration of a model.")
     expected = {"d_model": config.dim, "num_layers": config.depth, "patch_size": patch, "scaling": True}
     for name, value in expected.items():
-        if told.get(name, value) != value:
+        if checkpoint.config.get(name, value) != value:
             raise LoadError(
-                f"{path}: {name} is {told[name]!r}, but the weights beside it need {value!r}; both files must be of "
-                "one scaling-law model."
+                f"{checkpoint.folder / 'config.json'}: {name} is {checkpoint.config[name]!r}, but the weights beside "
+                f"it need {value!r}; both files must be of one scaling-law model."
             )
 
 
-CONVERTERS: tuple[Converter, ...] = ()
+CONVERTERS: tuple[Converter, ...] = (TSFMConverter(), MoiraiConverter(), ChronosBoltConverter())

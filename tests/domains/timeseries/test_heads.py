@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torch.distributions import AffineTransform, Categorical, MixtureSameFamily, StudentT, TransformedDistribution
 
-from vertebra.domains.timeseries.heads import MixtureHead, QuantileHead
+from vertebra.domains.timeseries.heads import MixtureHead, MoiraiHead, QuantileHead
 from vertebra.domains.timeseries.paths import COUNT, KNOTS, PATHS, join_paths, spread
 from vertebra.domains.timeseries.scaling import packed_statistics, seasonal_channels, window_statistics
 
@@ -37,6 +37,96 @@ def test_quantiles_of_the_mixture_invert_its_distribution_function():
     for q, level in enumerate(levels):
         below = (np.exp(logits) * stats.t.cdf(told[:, q, None], df, loc, scale)).sum(1)
         np.testing.assert_allclose(below, level, atol=1e-4)
+
+
+def moirai(count, seed, spread=1.0):
+    """A head and numbers of some features, in float64 as (name, array) too."""
+    torch.manual_seed(seed)
+    head = MoiraiHead(8, 6)
+    torch.nn.init.normal_(head.proj.weights_logits.weight, std=1.0)
+    numbers = head(spread * torch.randn(count, 8))
+    names = ("df", "loc", "scale", "narrow", "count", "going", "log_loc", "log_scale")
+    parts = numbers.double().detach()
+    return head, numbers, parts[:, :4].exp().numpy(), dict(zip(names, parts[:, 4:].unbind(1), strict=True))
+
+
+def moirai_below(x, weights, p):
+    """Its distribution function by scipy's distributions."""
+    p = {name: part.numpy() for name, part in p.items()}
+    return (
+        weights[:, 0] * stats.t.cdf(x, p["df"], p["loc"], p["scale"])
+        + weights[:, 1] * stats.norm.cdf(x, p["narrow"], 1e-3)
+        + weights[:, 2] * stats.nbinom.cdf(x, p["count"], 1 / (1 + np.exp(p["going"])))
+        + weights[:, 3] * stats.lognorm.cdf(x, p["log_scale"], scale=np.exp(p["log_loc"]))
+    )
+
+
+def test_moirais_mixture_is_that_of_torch():
+    """Below 0, at 0, between counts and at counts; a count's probability is also taken between whole numbers."""
+    head, numbers, weights, p = moirai(40, 0)
+    for value in (-0.7, 0.0, 0.4, 2.0, 7.0):
+        target = torch.full((40, 6), value)
+        x = target.double()
+        counts = torch.distributions.NegativeBinomial(p["count"], logits=p["going"], validate_args=False).log_prob(x)
+        counts = counts if value >= 0 else torch.tensor(-torch.inf)
+        logs = torch.distributions.LogNormal(p["log_loc"], p["log_scale"]).log_prob(x.clamp_min(0.1))
+        logs = logs if value > 0 else torch.tensor(-torch.inf)
+        own = (
+            StudentT(p["df"], p["loc"], p["scale"]).log_prob(x),
+            torch.distributions.Normal(p["narrow"], 1e-3).log_prob(x),
+            *(part.expand(40, 6) for part in (counts, logs)),
+        )
+        wanted = (torch.from_numpy(weights).log() + torch.stack(own, 1)).logsumexp(1)
+        torch.testing.assert_close(head.log_prob(numbers, target).double(), wanted, atol=2e-4, rtol=1e-5)
+    at = (weights[:, 0] * p["loc"].numpy() + weights[:, 1] * p["narrow"].numpy()) + weights[:, 2] * (
+        p["count"] * p["going"].exp()
+    ).numpy()
+    at = at + weights[:, 3] * (p["log_loc"] + p["log_scale"] ** 2 / 2).exp().numpy()
+    np.testing.assert_allclose(head.mean(numbers).detach().numpy(), at, rtol=1e-4, atol=1e-4)
+
+
+def test_moirais_loss_has_gradients_everywhere():
+    """Finite ones at any value; at positive ones all parts learn, the narrow one where a value is near it."""
+    for value in (-3.0, 0.0, 2.5, None):
+        head, numbers, _, p = moirai(5, 1)
+        near = p["narrow"].float() + 5e-4
+        head.loss(numbers, near if value is None else torch.full((5, 6), value)).sum().backward()
+        for name, parameter in head.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+            learns = value is None if "components.1" in name else value == 2.5
+            assert not learns or parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("spread", [1.0, 8.0])
+def test_quantiles_of_moirais_mixture_invert_its_distribution_function(spread):
+    """Where it jumps, the quantile is where the level is passed: below it just before, and not below it just after."""
+    head, numbers, weights, p = moirai(60, 2, spread)
+    levels = (0.01, 0.1, 0.5, 0.9, 0.99)
+    told = head.quantiles(numbers, levels).double().numpy()  # (60, Q, P)
+    assert np.isfinite(told).all()
+    jumps = 0
+    for q, level in enumerate(levels):
+        away = 1e-5 * np.maximum(1, np.abs(told[:, q]))
+        before, after = (moirai_below(told[:, q] + sign * away, weights, p) for sign in (-1, 1))
+        assert (before <= level + 1e-6).all()
+        assert (after >= level - 1e-6).all()
+        jumps += ((after - before) > 0.01).sum()
+    assert jumps > 5
+
+
+def test_quantiles_of_single_parts_of_moirais_mixture():
+    """All weight on counts, then on logarithms: scipy's quantiles."""
+    head, numbers, _, p = moirai(30, 3)
+    levels = (0.1, 0.5, 0.97)
+    counts, logs = (numbers.detach().clone() for _ in range(2))
+    counts[:, :4], logs[:, :4] = -torch.inf, -torch.inf
+    counts[:, 2], logs[:, 3] = 0, 0
+    own = {name: part.numpy() for name, part in p.items()}
+    for q, level in enumerate(levels):
+        wanted = stats.nbinom.ppf(level, own["count"], 1 / (1 + np.exp(own["going"])))
+        np.testing.assert_allclose(head.quantiles(counts, levels)[:, q], wanted, atol=1e-5)
+        wanted = stats.lognorm.ppf(level, own["log_scale"], scale=np.exp(own["log_loc"]))
+        np.testing.assert_allclose(head.quantiles(logs, levels)[:, q], wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_pinball_loss_is_least_at_the_quantiles():

@@ -3,15 +3,22 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from made_series import made
 from safetensors.torch import load_file, save_file
 from tests.reference import tsfm as slow
 
 from vertebra.backbones.base import create_backbone
+from vertebra.backbones.checkpoints import open_checkpoint
 from vertebra.backbones.tsfm import TSFMConfig
+from vertebra.domains.conversion import convert, converters, find_converter
+from vertebra.domains.saving import load_model, save_model
+from vertebra.domains.timeseries.inference import SeriesForecaster
 from vertebra.domains.timeseries.model import PatchForecaster
 from vertebra.domains.timeseries.published import (
+    TSFMConverter,
     from_published,
     load_published,
     published_config,
@@ -248,6 +255,70 @@ def test_a_file_or_its_folder_and_the_settings_beside_it(tmp_path):
         )
 
 
+# ---------------------------------------------------------------- as a converter
+
+
+@both_kinds
+def test_the_converter_finds_loads_and_restores(tmp_path, kind):
+    tensors = drawn(kind)
+    folder = saved(tmp_path / "hub", tensors)
+    checkpoint = open_checkpoint(folder)
+    assert [c.name for c in converters().values() if c.recognises(checkpoint)] == ["tsfm"]
+    converter, conversion = convert(folder)
+    assert conversion.left_out == {}
+    assert len(conversion.report.matched) == len(conversion.model.state_dict())
+    restored, config = converter.restore(conversion.model)
+    assert restored.keys() == tensors.keys()
+    assert all(torch.equal(restored[name], tensors[name]) for name in tensors)
+    assert config == {"d_model": 16, "num_layers": 2, "patch_size": 4, "scaling": True}
+    again = saved(tmp_path / "again", restored, config)
+    assert find_converter(open_checkpoint(again)) is converter
+    save_model(convert(again)[1].model, tmp_path / "ours")
+    one, other = conversion.model, load_model(tmp_path / "ours")
+    series = [made("a", steps=60), made("b", steps=9, seed=1)]
+    first, second = (SeriesForecaster(m).forecast(series, horizon=6) for m in (one, other))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a.quantiles, b.quantiles)
+        assert np.isfinite(a.quantiles).all()
+
+
+@both_kinds
+def test_missing_values_of_converted_models_are_raw_zeros(tmp_path, kind):
+    """As in the definition, which has no mask: a zero that is observed, but for location and scale, reads the same."""
+    model = TSFMConverter(context=16, horizon=4).convert(open_checkpoint(saved(tmp_path / "hub", drawn(kind)))).model
+    values, observed = 7 + torch.randn(1, 1, 16), torch.ones(1, 1, 16, dtype=torch.bool)
+    observed[..., [5, 6, 11]] = False
+    values = values.masked_fill(~observed, 0)
+    target = (values - model(values, observed)[1]) / model(values, observed)[2]  # (1, 1, T), missing ones as raw zeros
+    whole = model._context(target.float(), torch.ones_like(observed), torch.zeros(1, 1, 1), None)[0]
+    seen = model._context(
+        torch.where(observed, target.float(), model._blank(*model(values, observed)[1:])),
+        observed,
+        torch.zeros(1, 1, 1),
+        None,
+    )[0]
+    torch.testing.assert_close(seen, whole, atol=1e-5, rtol=1e-5)
+    mean = load_published(tmp_path / "hub", context=16, horizon=4)
+    assert (model(values, observed)[0] - mean(values, observed)[0]).abs().max() > 1e-3
+
+
+def test_models_of_another_form_are_not_restored():
+    converter = TSFMConverter()
+    with pytest.raises(LoadError, match=r"tsfm: to_published: the model must have a TSFM backbone, head=mixture"):
+        converter.restore(forecaster(head="quantile"))
+    for backbone in ("illama_test", "tsfm_test,causal=false,rope_theta=500"):
+        with pytest.raises(LoadError, match="tsfm: the model must be a forecaster with a TSFM backbone of the publish"):
+            converter.restore(forecaster(backbone))
+
+
+def test_other_folders_are_not_claimed(tmp_path):
+    converter, tensors = converters()["tsfm"], drawn("encoder")
+    for config in ({"model_type": "t5", "d_model": 16}, {"patch_sizes": [8], "d_model": 16}, {"width": 16}, [1]):
+        assert not converter.recognises(open_checkpoint(saved(tmp_path / "hub", tensors, config)))
+    (tmp_path / "empty").mkdir()
+    assert not converter.recognises(open_checkpoint(tmp_path / "empty"))
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -259,7 +330,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(LoadError, match=r"last.ckpt: no such safetensors file; give a folder that holds"):
         load_published(other)
     (tmp_path / "model.safetensors").write_bytes(b"not one")
-    with pytest.raises(LoadError, match=r"model.safetensors: cannot be read as a safetensors file \("):
+    with pytest.raises(LoadError, match=r"/model.safetensors: not a safetensors file, or cut short"):
         load_published(tmp_path)
 
 
