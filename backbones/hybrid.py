@@ -4,8 +4,9 @@ Sources: Mamba-2 (https://arxiv.org/abs/2405.21060) and HybriDNA (https://arxiv.
 the presets': one attention layer in every eight, no positional encoding, SwiGLU after every mixer. With
 ``pattern="M"`` and ``hidden_dim=0`` it is plain Mamba-2; with ``rope_fraction=0.5`` it is Bamba; with ``pattern="S"``
 and ``hidden_dim=0`` it is Mamba-1 (https://arxiv.org/abs/2312.00752); with S in place of M and ``s6_norms`` it is a
-Jamba without experts (https://arxiv.org/abs/2403.19887). Beyond the papers: an encoder form (causal=False) in which a
-second Mamba-2 reads each sequence from its end.
+Jamba without experts (https://arxiv.org/abs/2403.19887). ``mamba_form`` has the students of two distillations from
+attention, see ``layers/mamba2.py``. Beyond the papers: an encoder form (causal=False) in which a second Mamba-2 reads
+each sequence from its end.
 
 Shapes: B batch, T positions, D width.
 """
@@ -22,7 +23,7 @@ from torch import nn
 from vertebra.backbones.base import preset
 from vertebra.backbones.layers.attention import Attention, Rope
 from vertebra.backbones.layers.mamba1 import Mamba1, Mamba1Shape
-from vertebra.backbones.layers.mamba2 import BidirectionalMamba2, Mamba2, Mamba2Shape
+from vertebra.backbones.layers.mamba2 import FORMS, BidirectionalMamba2, Form, Mamba2, Mamba2Shape
 from vertebra.backbones.layers.mixer import TokenMixer
 from vertebra.backbones.layers.mlp import SwiGLU
 from vertebra.backbones.layers.norm import RMSNorm
@@ -41,6 +42,9 @@ class HybridConfig(StackConfig):
         expand: Inner width of Mamba-2 and Mamba-1 as a multiple of dim.
         mamba_head_dim: Width of a Mamba-2 head.
         mamba_groups: Groups of Mamba-2 heads that share B and C.
+        mamba_form: Mamba-2 as it is, or as MOHAWK's or mmMamba's student of an attention layer: ``mamba2``, ``mohawk``
+            or ``mmmamba``.
+        mamba_bias: Whether the first and the last projection of Mamba-2 have biases.
         state_dim: State width of Mamba-2.
         s6_state_dim: State width of Mamba-1.
         dt_rank: Width from which Mamba-1's step sizes are projected; 0 for dim / 16, rounded up.
@@ -51,9 +55,11 @@ class HybridConfig(StackConfig):
         num_heads: Query heads of attention layers; the head width is dim / num_heads.
         num_kv_heads: Key-value heads, a divisor of num_heads; 0 for as many as query heads.
         window: Window of attention layers: one number, or a list repeated over all layers; 0 for none.
-        rope_fraction: Share of an attention head's channels that rotary embedding turns, half-split pairs; 0 for no
-            positional encoding.
+        attention_bias: Whether the projections of attention layers have biases.
+        proj_bias: Whether the one behind the heads has one too where the others have.
+        rope_fraction: Share of an attention head's channels that rotary embedding turns; 0 for no positional encoding.
         rope_theta: Base of the rotary wavelengths.
+        rope_interleaved: Whether it turns pairs of neighbours, as in iLLaMA, instead of half-split pairs.
         norm_eps: Added to the mean square of all norms.
         dropout: Share of each branch's output that is zeroed in training.
         drop_path: Share of items for which a branch of the last layer is skipped in training; grows linearly from 0.
@@ -64,6 +70,8 @@ class HybridConfig(StackConfig):
     expand: int = 2
     mamba_head_dim: int = 64
     mamba_groups: int = 1
+    mamba_form: Form = "mamba2"
+    mamba_bias: bool = False
     state_dim: int = 128
     s6_state_dim: int = 16
     dt_rank: int = 0
@@ -74,8 +82,11 @@ class HybridConfig(StackConfig):
     num_heads: int = 8
     num_kv_heads: int = 0
     window: int | tuple[int, ...] = 0
+    attention_bias: bool = False
+    proj_bias: bool = True
     rope_fraction: float = 0.0
     rope_theta: float = 10000.0
+    rope_interleaved: bool = False
     norm_eps: float = 1e-5
 
     family: ClassVar[str] = "hybrid"
@@ -96,6 +107,12 @@ class HybridConfig(StackConfig):
                     f"HybridConfig: dt_rank must be at least 0 and s6_state_dim at least 1, got {self.dt_rank} and "
                     f"{self.s6_state_dim}."
                 )
+        if self.mamba_form not in FORMS:
+            raise ConfigError(f"HybridConfig: mamba_form must be one of {', '.join(FORMS)}, got {self.mamba_form!r}.")
+        if self.mamba_form == "mohawk" and self.dt_limit is not None:
+            raise ConfigError(
+                "HybridConfig: dt_limit has no meaning with mamba_form 'mohawk', which has no step sizes."
+            )
         if "M" in self.layout and (self.expand * self.dim) % (self.mamba_head_dim * self.mamba_groups):
             raise ConfigError(
                 f"HybridConfig: expand * dim ({self.expand * self.dim}) must be a multiple of mamba_head_dim * "
@@ -161,8 +178,9 @@ class Hybrid(SequenceBackbone):
         | --- | --- |
         | projections | uniform within 1/sqrt(inputs) |
         | last projection of each branch | the same, divided by sqrt(number of branches) |
-        | biases of attention | none |
+        | biases of attention | 0 |
         | dt_bias, dt_proj, A_log, D | see ``Mamba2.reset_dynamics`` and ``Mamba1.reset_dynamics`` |
+        | the two other forms of Mamba-2 | also ``Mamba2.reset_form`` |
         | norms | 1 |
         """
         branches = self.config.depth * (2 if self.config.hidden_dim else 1)
@@ -172,6 +190,11 @@ class Hybrid(SequenceBackbone):
                 nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
                 if last in ("out_proj", "down_proj", "proj"):
                     module.weight /= math.sqrt(branches)
+                if last in ("qkv", "proj") and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            if isinstance(module, Mamba2):
+                module.reset_form()
 
 
 def _mixer(config: HybridConfig, letter: str, window: int | None) -> TokenMixer:
@@ -203,6 +226,8 @@ def _mamba2(config: HybridConfig) -> TokenMixer:
         conv_bias=config.conv_bias,
         dt_limit=config.dt_limit,
         norm_eps=config.norm_eps,
+        form=config.mamba_form,
+        bias=config.mamba_bias,
     )
     return Mamba2(config.dim, shape) if config.causal else BidirectionalMamba2(config.dim, shape)
 
@@ -214,7 +239,9 @@ def _attention(config: HybridConfig, window: int | None) -> TokenMixer:
         config.num_kv_heads or config.num_heads,
         config.dim // config.num_heads,
         window=window,
-        rope=Rope(config.rope_width, config.rope_theta, interleaved=False) if config.rope_width else None,
+        bias=config.attention_bias,
+        out_bias=config.attention_bias and config.proj_bias,
+        rope=Rope(config.rope_width, config.rope_theta, config.rope_interleaved) if config.rope_width else None,
     )
 
 

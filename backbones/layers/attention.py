@@ -92,6 +92,10 @@ class Attention(TokenMixer):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to (B, T, D)."""
+        return self.proj(self.inner(x, layout))
+
+    def inner(self, x: Tensor, layout: Layout) -> Tensor:
+        """Map x (B, T, D) to what the last projection gets, (B, T, H * K): the heads side by side."""
         ordered = not torch.compiler.is_compiling()  # nothing else will see these queries and keys
         q, k, v = self._project(x, torch.arange(x.shape[1], device=x.device), ordered=ordered)
         if self.soft_mask:
@@ -104,7 +108,20 @@ class Attention(TokenMixer):
             y = _sdpa(q, k, v, is_causal=layout.causal)
         else:
             y = _sdpa(q, k, v, mask=layout.dense(self.window))
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, D)
+        return y.transpose(1, 2).flatten(2)
+
+    def mixing_matrix(self, x: Tensor, layout: Layout) -> Tensor:
+        """Return the attention weights (B, H, T, T) in float32, rows are queries; those of and to padding are 0."""
+        q, k, _ = self._project(x, torch.arange(x.shape[1], device=x.device))
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, 1)
+        scores = ((q * self.head_dim**-0.5) @ k.transpose(-1, -2)).float()  # (B, H, T, T)
+        seen = layout.dense(self.window)
+        weights = (scores if seen is None else scores.masked_fill(~seen, -torch.inf)).softmax(-1)
+        if self.soft_mask:
+            before = weights.new_ones(weights.shape[-2:]).tril()
+            weights = weights * (before + self.soft_mask_rate * (1 - before))
+        real = layout.mask
+        return weights if real is None else weights * (real[:, :, None] & real[:, None])[:, None]
 
     def read_last(self, x: Tensor, layout: Layout) -> Tensor:
         """Map x (B, T, D) to the output (B, 1, D) of the last position, which no causal or soft mask damps."""

@@ -12,7 +12,9 @@ from torch import Tensor
 from vertebra.backbones.layers.mixer import Carried, Growth, MixerState, check_state
 
 
-def causal_conv(columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None = None) -> Tensor:
+def causal_conv(
+    columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None = None, activate: bool = True
+) -> Tensor:
     """Convolve every channel by itself over time, then SiLU; taps do not cross into another sequence.
 
     Args:
@@ -20,10 +22,16 @@ def causal_conv(columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tenso
         weight: Taps (C, 1, K), the last one for the position itself.
         bias: (C,).
         ids: Packed sequence of every column (B, K-1+T); earlier ones than that may stand before.
+        activate: Whether SiLU follows.
 
     Returns:
         (B, T, C).
     """
+    y = _convolve(columns, weight, bias, ids)
+    return F.silu(y) if activate else y
+
+
+def _convolve(columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor | None) -> Tensor:
     taps, length = weight.shape[2] - 1, columns.shape[1] - weight.shape[2] + 1
     if ids is not None:
         ids = ids[:, ids.shape[1] - taps - length :]
@@ -31,15 +39,15 @@ def causal_conv(columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tenso
         for back in range(1, taps + 1):
             place = slice(taps - back, taps - back + length)
             y = y + columns[:, place] * (ids[:, taps:] == ids[:, place])[..., None] * weight[:, 0, taps - back]
-        return F.silu(y if bias is None else y + bias)
+        return y if bias is None else y + bias
     if length == 1:  # one step of decoding
         y = (columns * weight[:, 0].T).sum(1, keepdim=True)
-        return F.silu(y if bias is None else y + bias)
+        return y if bias is None else y + bias
     if columns.device.type == "cpu":
         # As an image one pixel high whose channels are last, which is how the columns lie in memory.
         image = columns.transpose(1, 2)[:, :, None]  # (B, C, 1, K-1+T)
-        return F.silu(F.conv2d(image, weight[:, :, None], bias, groups=len(weight))[:, :, 0].transpose(1, 2))
-    return F.silu(F.conv1d(columns.transpose(1, 2), weight, bias, groups=len(weight)).transpose(1, 2))
+        return F.conv2d(image, weight[:, :, None], bias, groups=len(weight))[:, :, 0].transpose(1, 2)
+    return F.conv1d(columns.transpose(1, 2), weight, bias, groups=len(weight)).transpose(1, 2)
 
 
 def join_piece(
