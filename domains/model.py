@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.pretrained import Adapter
 from vertebra.domains.spec import DataSpec
+from vertebra.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,16 @@ class DomainModel(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters outside of the backbone that weight decay must leave alone."""
         return set()
+
+    def token_logits(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return logits (B, L, V) of a batch of its domain's data, and the token each is asked for (B, L), or -100.
+
+        What a language model must know to be distilled; see ``domains/distillation.py``.
+
+        Raises:
+            ConfigError: The model is no language model that can be distilled.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no logits of tokens one by one, which distillation needs.")
 
     def adapters(self, origin: Origin) -> dict[str, Adapter]:
         """Declare, by names of tensors, how weights of a like model become those of this one.

@@ -9,8 +9,8 @@ Shapes: B batch, L positions, D width, V vocabulary, C outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.domains.adapting import Adapter, by_name, extend
 from vertebra.domains.dna.ngrams import NGramEmbedding
+from vertebra.domains.dna.objectives import next_targets
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.errors import ConfigError, ShapeError
@@ -101,6 +102,13 @@ class DNALanguageModel(_DNAModel):
             segments: Packed sequence of every position, int (B, L); None when a row is one sequence.
         """
         return self.head(self.embed_positions(ids, mask, segments))
+
+    def token_logits(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return logits (B, L, V), and the next base, or the end where the data marks it, that each is asked for."""
+        ids, segments = batch["ids"].long(), batch.get("segments")
+        asked = [*self.tokenizer.base_ids, *[self.tokenizer.sep_id] * self.spec.eos]
+        counted = batch["counted"] & torch.isin(ids, torch.as_tensor(asked, device=ids.device))
+        return self(ids, batch["mask"], segments), next_targets(ids, counted, segments)
 
     def front_ids(self, labels: Sequence[str] = ()) -> list[int]:
         """Return the ids that stand before the bases: ``[BOS]`` where the model was trained with it, and label tokens.

@@ -117,19 +117,16 @@ class DNALanguageTask(MetricTask):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean loss (nats a target) of a batch, and its number of targets."""
+        if self.objective == "causal":
+            return token_loss(*self.model.token_logits(batch))
         ids, segments = batch["ids"].long(), batch.get("segments")
         tokenizer = self.model.tokenizer
         bases = torch.as_tensor(tokenizer.base_ids, device=ids.device)
         asked = torch.as_tensor([*tokenizer.base_ids, *[tokenizer.sep_id] * self.model.spec.eos], device=ids.device)
         counted = batch["counted"] & torch.isin(ids, asked)
-        if self.objective == "causal":
-            targets = next_targets(ids, counted, segments)
-        else:
-            at = batch["index"].cpu().numpy()[:, None] * 2**24 + np.arange(ids.shape[1])
-            draw = torch.from_numpy(item_uniform(self.mask_seed, batch["epoch"], at)).to(ids.device, torch.float32)
-            ids, targets = mask_tokens(
-                ids, counted, draw, mask_id=tokenizer.mask_id, base_ids=bases, share=self.mask_share
-            )
+        at = batch["index"].cpu().numpy()[:, None] * 2**24 + np.arange(ids.shape[1])
+        draw = torch.from_numpy(item_uniform(self.mask_seed, batch["epoch"], at)).to(ids.device, torch.float32)
+        ids, targets = mask_tokens(ids, counted, draw, mask_id=tokenizer.mask_id, base_ids=bases, share=self.mask_share)
         return token_loss(self.model(ids, batch["mask"], segments), targets)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -149,8 +149,9 @@ def checkpoint_layer(call: Invocation, checkpoint: dict[str, Any]) -> dict[str, 
         settings = read_yaml(folder / "config.yaml")
         layer = {k: settings[k] for k in ("seed_everything", "trainer") if k in settings}
     given = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
-    if isinstance(given.get("backbone"), dict) and "family" in given["backbone"]:
-        given["backbone"] = _as_class(given["backbone"])
+    for name in ("backbone", "student"):
+        if isinstance(given.get(name), dict) and "family" in given[name]:
+            given[name] = _as_class(given[name])
     if held := model_class_of(checkpoint):
         layer["model"] = {"class_path": held, "init_args": given}
     data = checkpoint.get("data")
