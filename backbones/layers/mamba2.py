@@ -214,8 +214,11 @@ class Mamba2(TokenMixer):
         if mask is not None:
             x = x * mask[..., None]
         if self.z_proj is not None and self.dt_proj is not None:
-            return self.z_proj(x), self.in_proj(x), self.dt_proj(x)
-        z, xbc, dt = self.in_proj(x).split([s.inner_dim, s.conv_dim, s.num_heads], dim=-1)
+            z, xbc, dt = self.z_proj(x), self.in_proj(x), self.dt_proj(x)
+        else:
+            z, xbc, dt = self.in_proj(x).split([s.inner_dim, s.conv_dim, s.num_heads], dim=-1)
+        if mask is not None and s.bias:
+            xbc = xbc * mask[..., None]  # what stands before a sequence is 0
         return z, xbc, dt
 
     def _convolve(self, columns: Tensor, ids: Tensor | None) -> Tensor:
