@@ -2,23 +2,28 @@
 
 A source is a file (``.safetensors``; ``.pth``, ``.pt``, ``.bin`` and ``.ckpt`` of ``torch.save``), a folder with such
 files, whole or in shards, a ``.zip`` of a folder, ``local-dir:PATH``, or ``hf-hub:ORG/NAME`` with ``@REVISION`` behind
-it or not. What a file is is told by its first bytes, not by its name.
+it or not. What a file is is told by its first bytes; a file that is called safetensors and is none is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
+import shutil
+import tempfile
+import weakref
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vertebra.backbones.archives import check_torch_zip, is_torch_zip, unpack
+from vertebra.backbones.files import inside, read_json, read_safetensors_header
+from vertebra.backbones.hub import PREFIX, fetch_checkpoint, shard_names
 from vertebra.errors import LoadError
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")
@@ -46,18 +51,10 @@ class Checkpoint:
         """``config.json`` of the folder; empty where there is none.
 
         Raises:
-            LoadError: It is no JSON object.
+            LoadError: It is no JSON object, or a link out of the folder.
         """
-        path = self.folder / "config.json"
-        if not path.is_file():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LoadError(f"{path}: not readable as JSON ({error}).") from error
-        if not isinstance(found, dict):
-            raise LoadError(f"{path}: must hold a JSON object, got a {type(found).__name__}.")
-        return found
+        path = self.file("config.json")
+        return {} if path is None else read_json(path, finite=False)  # transformers writes Infinity
 
     @functools.cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -76,43 +73,67 @@ class Checkpoint:
         """The files that hold the weights.
 
         Raises:
-            LoadError: There is none, or several that do not belong together.
+            LoadError: There is none, or several that do not belong together; or one is a link out of the folder.
         """
         if self.path.is_file():
             return (self.path,)
         for name in _INDEX:
-            if (index := self.folder / name).is_file():
+            if (index := inside(self.folder, name)) is not None:
                 return _shards(index)
-        for name in _WHOLE:
-            if (self.folder / name).is_file():
-                return (self.folder / name,)
-        found = sorted(p for p in self.folder.iterdir() if p.suffix in _SUFFIXES and p.is_file())
+        if (whole := self.file(*_WHOLE)) is not None:
+            return (whole,)
+        names_found = sorted(p.name for p in self.folder.iterdir() if p.suffix in _SUFFIXES)
+        found = [file for name in names_found if (file := inside(self.folder, name)) is not None]
         if len(found) != 1:
             names = ", ".join(p.name for p in found[:4]) or "none"
             raise LoadError(f"{self.source}: must hold one file of weights, got {names}; name the file itself.")
         return (found[0],)
 
     def file(self, *names: str) -> Path | None:
-        """Return the first of these files that stands beside the weights."""
-        return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+        """Return the first of these files that stands beside the weights.
+
+        Raises:
+            LoadError: It is a link out of the folder.
+        """
+        return next((file for name in names if (file := inside(self.folder, name)) is not None), None)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Find a checkpoint.
 
+    A ``.zip`` is unpacked into a temporary folder that goes with the returned object.
+
     Args:
-        source: A file, a folder, ``local-dir:PATH`` or ``hf-hub:ORG/NAME``.
+        source: A file, a folder, ``local-dir:PATH``, ``hf-hub:ORG/NAME`` or ``hf-hub:ORG/NAME@REVISION``.
 
     Raises:
-        LoadError: There is nothing, or the hub did not answer.
+        LoadError: There is nothing, the hub did not give it, or an archive may not be unpacked.
     """
     text = str(source)
+    if text.startswith(PREFIX):
+        folder = fetch_checkpoint(text)
+        archives = sorted(folder.glob("*.zip"))
+        only = len(archives) == 1 and not any(p.suffix in _SUFFIXES for p in folder.iterdir())
+        return _opened(text, archives[0] if only else folder)
     path = Path(text.removeprefix("local-dir:"))
     if not path.exists():
         raise LoadError(
             f"{text}: no such file or folder; give a file of weights, a folder with one, or hf-hub:ORG/NAME."
         )
-    return Checkpoint(text, path)
+    return _opened(text, path)
+
+
+def _opened(source: str, path: Path) -> Checkpoint:
+    if not (path.is_file() and _first_bytes(path).startswith(b"PK") and not is_torch_zip(path)):
+        return Checkpoint(source, path)
+    made = Path(tempfile.mkdtemp(prefix="vertebra-"))
+    try:
+        checkpoint = Checkpoint(source, unpack(path, made))
+    except BaseException:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    weakref.finalize(checkpoint, shutil.rmtree, made, ignore_errors=True)
+    return checkpoint
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -121,32 +142,66 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         LoadError: The file is damaged, of another kind, or needs code of its own to be read.
     """
+    start = _first_bytes(path)
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return _state_dict(read_torch(path), path)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file, whose header is checked before.
+
+    Raises:
+        LoadError: It is missing, damaged, or of another kind.
+    """
+    read_safetensors_header(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise LoadError(f"{path}: cannot be read ({error.strerror}).") from error
-    if start[8:9] == b"{":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise LoadError(f"{path}: damaged, or no safetensors file ({error}).") from error
+        return load_file(path)
+    except Exception as error:  # types of tensors that torch does not have raise others than the library's own
+        raise LoadError(f"{path}: damaged, or no safetensors file ({_reason(error)}).") from error
+
+
+def read_torch(path: Path) -> Any:
+    """Read a file of ``torch.save``, without running code from it.
+
+    Raises:
+        LoadError: It is damaged, would take more memory than it has bytes, or needs code of its own to be read.
+    """
+    size = path.stat().st_size
+    if not size:
+        raise LoadError(f"{path}: empty; get it again.")
+    if _first_bytes(path).startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise LoadError(f"{path}: cut short or damaged, it begins as a file of torch but has no end; get it again.")
+        check_torch_zip(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # options that training codes save beside weights
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
-        reason = str(error).splitlines()[0] if str(error) else repr(error)
         raise LoadError(
-            f"{path}: cannot be read without running code from it ({reason}); load it in a place you trust, and save "
-            "its state dict alone, best as safetensors."
+            f"{path}: cannot be read without running code from it ({_reason(error)}); load it in a place you trust, "
+            "and save its state dict alone, best as safetensors."
         ) from error
-    return _state_dict(found, path)
+    return found
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read ({error.strerror}).") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error).strip() else repr(error)[:200]
 
 
 def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
     while isinstance(found, Mapping):
         tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
         if tensors:
+            _check_tensors(tensors, path)
             return tensors
         inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if inner is None:
@@ -155,14 +210,27 @@ def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
     raise LoadError(f"{path}: holds no state dict of tensors, also not under {', '.join(WRAPPERS)}.")
 
 
+def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that claim more values than the file can hold."""
+    held, size = 0, path.stat().st_size
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise LoadError(f"{path}: {name!r} is no plain tensor; save the state dict with dense ones.")
+        storage = tensor.untyped_storage()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise LoadError(f"{path}: {name!r} claims more values than are stored; save it with .contiguous().")
+        if storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            held += storage.nbytes()
+    if held > size:
+        raise LoadError(f"{path}: its tensors claim {held:,} bytes, the file has {size:,}; it is damaged.")
+
+
 def _shards(index: Path) -> tuple[Path, ...]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LoadError(f"{index}: not an index of shards ({error}).") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise LoadError(f"{index}: a shard must be a file beside the index, got {name!r}.")
-        if not (index.parent / name).is_file():
+    shards = []
+    for name in shard_names(index):
+        if (shard := inside(index.parent, name)) is None:
             raise LoadError(f"{index}: the shard {name} is missing; get it again.")
-    return tuple(index.parent / name for name in names)
+        shards.append(shard)
+    return tuple(shards)

@@ -5,19 +5,20 @@ A model directory holds ``config.json`` and ``model.safetensors``; the backbone'
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.catalog import bundled_models
-from vertebra.errors import LoadError, UnknownNameError
+from vertebra.backbones.checkpoints import read_safetensors
+from vertebra.backbones.files import inside, read_json, read_safetensors_header
+from vertebra.backbones.guard import cannot_be_built, check_numbers, check_size
+from vertebra.backbones.hub import PREFIX, fetch_model
+from vertebra.errors import LoadError, UnknownNameError, VertebraError
 
 Adapter = Callable[[str, Tensor, Tensor], "Tensor | tuple[Tensor, str] | None"]
 """Takes a key, the saved tensor and the module's own; returns what to load, alone or with what was done in a few words:
@@ -116,16 +117,16 @@ def model_folder(source: str | Path) -> Path:
     """Return the folder of a model directory.
 
     Args:
-        source: A bundled model's name, a folder, ``local-dir:PATH``, or ``hf-hub:ORG/NAME`` (files are fetched into
-            the hub's cache when they are not there).
+        source: A bundled model's name, a folder, ``local-dir:PATH``, or ``hf-hub:ORG/NAME`` with ``@REVISION`` behind
+            it or not (files are fetched into the hub's cache when they are not there).
 
     Raises:
-        LoadError: The folder is no model directory, or the hub did not answer.
+        LoadError: The folder is no model directory, or the hub did not give it.
         UnknownNameError: Neither a bundled model nor a folder.
     """
     text = str(source)
-    if text.startswith("hf-hub:"):
-        return _from_hub(text.removeprefix("hf-hub:"))
+    if text.startswith(PREFIX):
+        return fetch_model(text)
     bundled = bundled_models()
     if text in bundled:
         return bundled[text]
@@ -139,35 +140,16 @@ def model_folder(source: str | Path) -> Path:
     return folder
 
 
-def _from_hub(repo: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        config = hf_hub_download(repo, "config.json")
-        hf_hub_download(repo, "model.safetensors")
-    except LocalEntryNotFoundError as error:
-        raise LoadError(f"hf-hub:{repo}: the hub cannot be reached and the model is not in the cache.") from error
-    except EntryNotFoundError as error:
-        raise LoadError(f"hf-hub:{repo}: config.json or model.safetensors is missing in that repository.") from error
-    except (HfHubHTTPError, ValueError) as error:
-        raise LoadError(f"hf-hub:{repo}: {str(error).splitlines()[0]}") from error
-    return Path(config).parent
-
-
 def read_config(source: str | Path) -> dict[str, Any]:
     """Return ``config.json`` of a model directory.
 
     Raises:
-        LoadError: It is no JSON object, or no model of ours.
+        LoadError: It is no JSON object, no model of ours, or a link out of the folder.
     """
-    path = model_folder(source) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(config, dict) or "backbone" not in config:
-        raise LoadError(f"{path}: has no 'backbone' entry, so it was not written by vertebra.")
+    folder = model_folder(source)
+    config = read_json(inside(folder, "config.json") or folder / "config.json")
+    if not isinstance(config.get("backbone"), dict):
+        raise LoadError(f"{folder / 'config.json'}: has no 'backbone' entry, so it was not written by vertebra.")
     return config
 
 
@@ -175,20 +157,55 @@ def read_tensors(source: str | Path) -> dict[str, Tensor]:
     """Return the tensors of a model directory.
 
     Raises:
-        LoadError: ``model.safetensors`` is missing or damaged.
+        LoadError: ``model.safetensors`` is missing, damaged, or a link out of the folder.
     """
-    path = model_folder(source) / "model.safetensors"
-    if not path.is_file():
+    return read_safetensors(weights_file(model_folder(source)))
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the file of weights of a model directory.
+
+    Raises:
+        LoadError: There is none, or it is a link out of the folder.
+    """
+    path = folder / "model.safetensors"
+    if path.is_dir():
+        raise LoadError(f"{path}: must be a file of weights, is a folder.")
+    if inside(folder, path.name) is None:
         raise LoadError(f"{path}: missing; a model directory holds config.json and model.safetensors.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise LoadError(f"{path}: damaged or not a safetensors file ({error}).") from error
+    return path
 
 
 def read_backbone_config(source: str | Path) -> BackboneConfig:
-    """Return the backbone's config in a model directory."""
-    return BackboneConfig.from_dict(read_config(source)["backbone"])
+    """Return the backbone's config in a model directory.
+
+    Raises:
+        LoadError: It is no model directory, or the config is of a backbone that its weights cannot be of.
+        VertebraError: The config has a wrong field or value.
+    """
+    folder = model_folder(source)
+    header = read_safetensors_header(weights_file(folder))
+    config = backbone_config(read_config(folder)["backbone"], source, header)
+    check_size(config.build, header, source)
+    return config
+
+
+def backbone_config(
+    values: dict[str, Any], source: object, header: Mapping[str, Mapping[str, Any]] | None = None
+) -> BackboneConfig:
+    """Make the config that a file describes; ``header`` is that of its weights.
+
+    Raises:
+        LoadError: It has a value that none can be made of.
+        VertebraError: It has a wrong field or value.
+    """
+    check_numbers(values, source, header)
+    try:
+        return BackboneConfig.from_dict(values)
+    except VertebraError:
+        raise
+    except Exception as error:  # checks of configs expect values of the right types
+        raise cannot_be_built(error, source) from error
 
 
 def load_backbone(backbone: Backbone, source: str | Path) -> LoadReport:
@@ -229,6 +246,7 @@ def save_tensors(module: nn.Module, path: Path, metadata: dict[str, str] | None 
 
 __all__ = [
     "LoadReport",
+    "backbone_config",
     "load_backbone",
     "load_state",
     "model_folder",
@@ -236,4 +254,5 @@ __all__ = [
     "read_config",
     "read_tensors",
     "save_tensors",
+    "weights_file",
 ]

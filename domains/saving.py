@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
@@ -12,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from vertebra import __version__
-from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.pretrained import load_state, read_config, read_tensors, save_tensors
+from vertebra.backbones.files import read_safetensors_header
+from vertebra.backbones.guard import cannot_be_built, check_numbers, check_size
+from vertebra.backbones.pretrained import (
+    backbone_config,
+    load_state,
+    model_folder,
+    read_config,
+    read_tensors,
+    save_tensors,
+    weights_file,
+)
 from vertebra.domains.model import DomainModel
 from vertebra.domains.spec import DataSpec
-from vertebra.errors import ConfigError, LoadError
+from vertebra.errors import ConfigError, LoadError, VertebraError
 
 FORMAT = 1
 
@@ -33,20 +43,37 @@ def import_class(path: str, base: type, *, allow_modules: Iterable[str] = (), so
     Raises:
         LoadError: The module is not allowed, or holds no such class.
     """
+    allowed = tuple(allow_modules)
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
+        raise LoadError(f"{source}: the class must be named as PACKAGE.MODULE.CLASS, got {_brief(path)}.")
     module, _, name = path.rpartition(".")
-    trusted = ("vertebra", *allow_modules)
-    if not any(module == t or module.startswith(f"{t}.") for t in trusted):
+    ours = module.startswith("vertebra.domains.") and not any(part.startswith("_") for part in path.split("."))
+    if not ours and not any(module == t or module.startswith(f"{t}.") for t in allowed):
+        if module.partition(".")[0] == "vertebra":
+            raise LoadError(
+                f"{source}: the class must come from a domain of vertebra, got {_brief(path)}; the file is damaged, or "
+                "made to mislead."
+            )
         raise LoadError(
-            f"{source}: the class must come from vertebra or a module you allow, got {path!r}; if you trust it, pass "
-            f"allow_modules=[{module.partition('.')[0]!r}]."
+            f"{source}: the class must come from vertebra or a module you allow, got {_brief(path)}; if you trust it, "
+            f"pass allow_modules=[{module.partition('.')[0][:80]!r}]."
         )
     try:
         cls = getattr(import_module(module), name)
     except (ImportError, AttributeError) as e:
-        raise LoadError(f"{source}: the class {path!r} cannot be imported ({e}); was it moved or renamed?") from e
+        raise LoadError(
+            f"{source}: the class {_brief(path)} cannot be imported ({_brief(e)}); was it moved or renamed?"
+        ) from e
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise LoadError(f"{source}: {path!r} must be a {base.__name__}; is the file of another kind?")
+        raise LoadError(f"{source}: {_brief(path)} must be a {base.__name__}; is the file of another kind?")
+    if inspect.isabstract(cls) or cls is base:
+        raise LoadError(f"{source}: {_brief(path)} is the base of such classes; is the file damaged?")
     return cls
+
+
+def _brief(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def class_path(value: object) -> str:
@@ -128,16 +155,31 @@ def load_model(source: str | os.PathLike[str], *, allow_modules: Iterable[str] =
     Raises:
         LoadError: No model there, a class that is not allowed, or weights that do not fit.
     """
-    model = build_model(read_config(str(source)), allow_modules=allow_modules, source=source)
-    load_state(model, read_tensors(str(source)), source=f"the weights of {source}")
+    folder = model_folder(str(source))  # once, so that both files are of the same commit of a repository
+    header = read_safetensors_header(weights_file(folder))
+    model = build_model(read_config(folder), allow_modules=allow_modules, source=source, header=header)
+    load_state(model, read_tensors(folder), source=f"the weights of {source}")
     return model.eval()
 
 
-def build_model(config: Mapping[str, Any], *, allow_modules: Iterable[str] = (), source: object = "") -> DomainModel:
+def build_model(
+    config: Mapping[str, Any],
+    *,
+    allow_modules: Iterable[str] = (),
+    source: object = "",
+    header: Mapping[str, Mapping[str, Any]] | None = None,
+) -> DomainModel:
     """Build the model, with fresh weights, that a ``config.json`` describes.
 
+    Args:
+        config: What the file holds.
+        allow_modules: Modules besides ``vertebra`` that the model's class may come from.
+        source: What to call it in errors.
+        header: Of the model's weights, as ``read_safetensors_header`` gives it, to refuse a model that they cannot be
+            of before it takes memory; None where the description is trusted.
+
     Raises:
-        LoadError: A key is missing, or the class is not allowed.
+        LoadError: A key is missing, the class is not allowed, or no model can be built from the values.
     """
     missing = [k for k in ("format", "model", "arguments", "backbone", "spec") if k not in config]
     if missing:
@@ -147,11 +189,26 @@ def build_model(config: Mapping[str, Any], *, allow_modules: Iterable[str] = (),
             f"{source}: format must be {FORMAT}, got {config['format']}; "
             f"it was written by vertebra {config.get('vertebra', '?')}, this is {__version__}."
         )
+    for name in ("arguments", "backbone", "spec"):
+        if not isinstance(config[name], dict):
+            raise LoadError(f"{source}: {name} in config.json must be an object, got a {type(config[name]).__name__}.")
     cls = import_class(config["model"], DomainModel, allow_modules=allow_modules, source=source)
-    backbone = BackboneConfig.from_dict(config["backbone"]).build()
-    model = cls(backbone, DataSpec.from_dict(config["spec"]), **config["arguments"])
-    assert isinstance(model, DomainModel)
-    return model
+    backbone = backbone_config(config["backbone"], source, header)
+    check_numbers([config["arguments"], config["spec"]], source)
+
+    def build() -> DomainModel:
+        model = cls(backbone.build(), DataSpec.from_dict(config["spec"]), **config["arguments"])
+        assert isinstance(model, DomainModel)
+        return model
+
+    if header is not None and cls.__module__.startswith("vertebra."):  # other classes need not know the meta device
+        check_size(build, header, source)
+    try:
+        return build()
+    except VertebraError:
+        raise
+    except Exception as e:  # whatever code of models raises when it gets values it was not written for
+        raise cannot_be_built(e, source) from e
 
 
 def _card(name: str, model: DomainModel, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:

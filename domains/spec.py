@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
-from vertebra.errors import ConfigError, UnknownNameError
+from vertebra.errors import ConfigError, UnknownNameError, VertebraError
 
 _DOMAINS: dict[str, type[DataSpec]] = {}
 
@@ -37,11 +37,13 @@ class DataSpec:
 
         Raises:
             UnknownNameError: No such domain.
-            ConfigError: A field the domain's spec does not have.
+            ConfigError: A field the domain's spec does not have, one that is missing, or a value that cannot be.
         """
+        if not isinstance(values, dict):
+            raise ConfigError(f"the spec of data must be an object with 'domain', got a {type(values).__name__}.")
         fields = dict(values)
-        domain = str(fields.pop("domain", ""))
-        if domain not in _DOMAINS and domain.isidentifier() and find_spec(f"vertebra.domains.{domain}"):
+        domain = str(fields.pop("domain", ""))[:100]
+        if domain not in _DOMAINS and domain in _folders():
             import_module(f"vertebra.domains.{domain}.spec")
         if domain not in _DOMAINS:
             raise UnknownNameError("domain", domain, _DOMAINS)
@@ -50,4 +52,14 @@ class DataSpec:
         for name in fields:
             if name not in known:
                 raise ConfigError(f"{cls.__name__} has no field {name!r}; fields: {', '.join(known)}.")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except VertebraError:
+            raise
+        except Exception as e:  # checks of specs expect values of the right types
+            raise ConfigError(f"{cls.__name__}: a value is missing or of a wrong type ({e}).") from e
+
+
+def _folders() -> list[str]:
+    """Names of the domains, which are the folders here that have a spec."""
+    return [file.parent.name for file in Path(__file__).parent.glob("*/spec.py")]

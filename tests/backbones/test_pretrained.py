@@ -1,12 +1,6 @@
 """Strict loading with a report, and the places a model can come from."""
 
-import hashlib
-import http.server
 import json
-import os
-import subprocess
-import sys
-import threading
 
 import pytest
 import torch
@@ -107,7 +101,7 @@ def test_wrong_places_are_named(tmp_path, folder):
     with pytest.raises(UnknownNameError, match="unknown model 'dna_promotr'"):
         model_folder("dna_promotr")
     (folder / "model.safetensors").write_bytes(b"\x00" * 10)
-    with pytest.raises(LoadError, match="damaged or not a safetensors file"):
+    with pytest.raises(LoadError, match=r"model\.safetensors: not a safetensors file, or cut short"):
         read_tensors(folder)
     (folder / "config.json").write_text("{}")
     with pytest.raises(LoadError, match="has no 'backbone' entry"):
@@ -115,71 +109,3 @@ def test_wrong_places_are_named(tmp_path, folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(LoadError, match="not readable as JSON"):
         read_config(folder)
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's protocol as a download needs."""
-
-    root = None
-
-    def do_HEAD(self):
-        self._answer(body=False)
-
-    def do_GET(self):
-        self._answer(body=True)
-
-    def _answer(self, body):
-        org, name, verb, _, file = (self.path.strip("/").split("/") + [""] * 5)[:5]
-        path = self.root / file
-        known = (org, name, verb) == ("org", "tiny", "resolve") and path.is_file()
-        content = path.read_bytes() if known else b""
-        self.send_response(200 if known else 404)
-        if known:
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-        else:
-            self.send_header("X-Error-Code", "RepoNotFound" if name != "tiny" else "EntryNotFound")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.mark.slow
-def test_hf_hub_from_a_server_then_from_the_cache_then_an_error(folder, tmp_path):
-    Hub.root = folder
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = (
-        "import sys; from vertebra.backbones.base import create_backbone\n"
-        "try: print(sum(p.sum().item() for p in create_backbone(sys.argv[1]).parameters()))\n"
-        "except Exception as e: print(type(e).__name__, e)"
-    )
-
-    def run(name, offline="0"):
-        env = {
-            **os.environ,
-            "HF_HUB_OFFLINE": offline,
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": "1",
-            "NO_PROXY": "127.0.0.1",
-        }
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", script, name], env=env, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return done.stdout.strip()
-
-    expected = sum(v.sum().item() for k, v in read_tensors(folder).items() if k.startswith("backbone."))
-    try:
-        assert float(run("hf-hub:org/tiny")) == pytest.approx(expected, rel=1e-5)
-        assert "LoadError hf-hub:org/none" in run("hf-hub:org/none")
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert float(run("hf-hub:org/tiny", offline="1")) == pytest.approx(expected, rel=1e-5)
-    assert "cannot be reached and the model is not in the cache" in run("hf-hub:org/other", offline="1")

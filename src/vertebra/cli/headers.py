@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vertebra.backbones.files import inside, read_json, read_safetensors_header
 from vertebra.errors import LoadError
 
-_LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+__all__ = ["TensorsInfo", "context_of", "licence_of", "read_model_config", "read_safetensors_header", "tensors_info"]
 
 
 @dataclass(frozen=True)
@@ -34,34 +33,6 @@ class TensorsInfo:
     nbytes: int
 
 
-def read_safetensors_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Return ``{tensor name: {"dtype", "shape", "data_offsets"}}`` of a safetensors file.
-
-    Raises:
-        LoadError: Missing, truncated, or of another format.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as f:
-            start = f.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-                raise LoadError(f"{path}: not a safetensors file, or cut short; get or write it again.")
-            header = json.loads(f.read(length))
-        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-    except FileNotFoundError as e:
-        raise LoadError(f"{path}: no such file.") from e
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        if isinstance(e, LoadError):
-            raise
-        raise LoadError(f"{path}: the header is not that of a safetensors file; get or write it again.") from e
-    if 8 + length + end > size:
-        raise LoadError(
-            f"{path}: {8 + length + end:,} bytes are announced but the file has {size:,}; it was cut short."
-        )
-    return {name: t for name, t in header.items() if name != "__metadata__"}
-
-
 def tensors_info(path: Path) -> TensorsInfo:
     """Count what a safetensors file holds, from its header."""
     header = read_safetensors_header(path)
@@ -75,18 +46,12 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a model directory.
 
     Raises:
-        LoadError: Missing or no JSON object.
+        LoadError: Missing, no JSON object, or a link out of the folder.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise LoadError(f"{folder}: no config.json, so it is no model directory.") from e
-    except ValueError as e:
-        raise LoadError(f"{path}: not JSON ({e}).") from e
-    if not isinstance(config, dict):
-        raise LoadError(f"{path}: must hold a JSON object, got a {type(config).__name__}.")
-    return config
+    path = inside(folder, "config.json")
+    if path is None:
+        raise LoadError(f"{folder}: no config.json, so it is no model directory.")
+    return read_json(path)
 
 
 def context_of(spec: Mapping[str, Any]) -> str:
