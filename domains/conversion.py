@@ -7,6 +7,7 @@ named in ``left_out`` with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ class Conversion:
         left_out: Names of the checkpoint's tensors that the model has no place for, each with the reason.
         files: Files to keep beside the model, such as a tokenizer's.
         notes: Sections of the model card: ``data``, ``licence``, ``source``.
+        checkpoint: Where it is from; files that were unpacked for it stay as long as this does.
     """
 
     model: DomainModel
@@ -50,6 +52,7 @@ class Conversion:
     left_out: Mapping[str, str] = field(default_factory=dict)
     files: Sequence[Path] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
 
 
 class Converter(ABC):
@@ -118,7 +121,7 @@ def convert(source: str | Path, family: str | None = None) -> tuple[Converter, C
     if family is not None and family not in known:
         raise UnknownNameError("family", family, known)
     converter = known[family] if family is not None else find_converter(checkpoint)
-    return converter, converter.convert(checkpoint)
+    return converter, dataclasses.replace(converter.convert(checkpoint), checkpoint=checkpoint)
 
 
 def loaded(
