@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vertebra.backbones.pretrained import Adapter, extend
 
-__all__ = ["Adapter", "by_name", "extend", "interpolated", "resample", "resampled"]
+__all__ = ["Adapter", "by_name", "extend", "fresh", "interpolated", "resample", "resampled"]
 
 
 def by_name(saved: Sequence[str], own: Sequence[str], what: str, *, axis: int = 0, group: int = 1) -> Adapter:
@@ -48,6 +48,10 @@ def by_name(saved: Sequence[str], own: Sequence[str], what: str, *, axis: int = 
         return table.flatten(axis, axis + 1), said
 
     return adapter
+
+
+def fresh(key: str, old: Tensor, new: Tensor) -> None:
+    """Adapter of what means another thing in the other model, even where it has the same shape: it stays fresh."""
 
 
 def resampled(what: str, *, parts: int = 1) -> Adapter:

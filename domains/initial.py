@@ -41,11 +41,12 @@ def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> Lo
         if alike:
             adapters |= model.adapters(origin)
         keep = ("backbone", *model.input_parts) if alike else ("backbone",)
+        known = [name for name in own if name in tensors]
         taken = {
-            name: tensor
-            for name, tensor in tensors.items()
+            name: tensors[name]
+            for name in [*known, *(tensors.keys() - own.keys())]
             if (name.partition(".")[0] in keep or (alike and parts == "all"))
-            and (name.startswith("backbone.") or name in adapters or _same_shape(own.get(name), tensor))
+            and (name.startswith("backbone.") or name in adapters or _same_shape(own.get(name), tensors[name]))
         }
         report = load_state(
             model,

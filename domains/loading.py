@@ -50,7 +50,7 @@ def _load(source: str | Path, family: str | None, allow_modules: Iterable[str]) 
     if str(source).endswith(".ckpt") and family is None and _is_ours(Path(source)):
         from vertebra.domains.base import load_task  # Lightning, for the one case that needs it
 
-        return load_task(source, allow_modules=allow_modules).final_model
+        return load_task(source, allow_modules=allow_modules).plain_model
     folder = saved_folder(source) if family is None else None
     if folder is not None:
         return load_model(folder, allow_modules=allow_modules)

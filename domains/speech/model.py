@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, Tap, Taps
 from vertebra.backbones.layers.cross import CrossAttention
-from vertebra.domains.adapting import Adapter, by_name, resampled
+from vertebra.domains.adapting import Adapter, by_name, fresh, resampled
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.speech.frontend import ConvSubsampling, LogMel, Normalisation, Normalise, Padding
 from vertebra.domains.speech.prompt import NORM_EPS, PromptEncoder
@@ -164,10 +164,12 @@ class SpeechCTC(DomainModel):
         if not isinstance(origin.spec, SpeechSpec):
             return {}
         rows = by_name(origin.spec.tokens, self.spec.tokens, "tokens")
-        found = {"embed.weight": rows, "head.weight": rows, "head.bias": rows}
+        found: dict[str, Adapter] = {"embed.weight": rows, "head.weight": rows, "head.bias": rows}
         found["condition.weight"] = by_name(origin.spec.tokens, self.spec.tokens, "tokens", axis=1)
-        same = ("subsampling", "channels", "grid")
-        if not self.grid and all(origin.arguments.get(name) == self.arguments[name] for name in same):
+        same = ("subsampling", "channels")
+        if any(origin.arguments.get(name) != self.arguments[name] for name in same):
+            found["subsample.out.weight"] = fresh
+        elif not self.grid:
             found["subsample.out.weight"] = resampled("log-mel channels", parts=self.subsample.channels)
         return found
 

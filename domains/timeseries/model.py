@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
-from vertebra.domains.adapting import Adapter, by_name, resampled
+from vertebra.domains.adapting import Adapter, by_name, fresh, resampled
 from vertebra.domains.batching import Batch
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.timeseries.heads import DENSITIES, HeadName, build_head
@@ -191,7 +191,8 @@ class PatchForecaster(DomainModel):
         saved, given = origin.spec, origin.arguments
         if not isinstance(saved, SeriesSpec):
             return {}
-        found = {"variates": by_name(saved.variates, self.spec.variates, "variates")}
+        found: dict[str, Adapter] = {"variates": by_name(saved.variates, self.spec.variates, "variates")}
+        found |= dict.fromkeys(("in_proj.weight", "past_proj.weight", "known_proj.weight"), fresh)
         if given.get("tell_observed") == self.tell_observed:
             found["in_proj.weight"] = resampled("steps of a patch", parts=1 + self.tell_observed)
         if given.get("patch") == self.patch:

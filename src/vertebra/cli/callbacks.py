@@ -6,7 +6,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
-from vertebra.cli.runs import BEST, LAST, create_folder, point_latest, whole_text
+from vertebra.backbones.pretrained import LoadReport
+from vertebra.cli.runs import BEST, INITIAL, LAST, create_folder, point_latest, whole_text
+from vertebra.domains.base import BaseTask
 from vertebra.errors import ConfigError
 
 DEFAULT_MONITOR = "val/loss"
@@ -65,13 +67,26 @@ class SaveRunConfig(SaveConfigCallback):
         """Leave no folder behind for a run that fails while it reads its data."""
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write ``config.yaml``."""
+        """Write ``config.yaml``, and what was loaded where the training begins with weights from elsewhere."""
         self.run.open(trainer)
         if trainer.is_global_zero:
             config = self.config.clone()
             config["ckpt_path"] = None  # the file describes the run, not how far it had come
             text = self.parser.dump(config, skip_none=False)
             whole_text(self.run.path / "config.yaml", text)
+            reports = pl_module.load_reports if isinstance(pl_module, BaseTask) else {}
+            if reports and trainer.ckpt_path is None:
+                whole_text(self.run.path / INITIAL, initial_text(reports))
+
+
+def initial_text(reports: Mapping[str, LoadReport]) -> str:
+    """Say what became of every tensor that a training began with, by the source it was taken from."""
+    lines = []
+    for source, report in reports.items():
+        lines.append(f"{source}: {report}")
+        for kind in ("reshaped", "missing", "unexpected", "matched"):
+            lines += [f"  {kind:<12}{name}" for name in getattr(report, kind)]
+    return "\n".join(lines) + "\n"
 
 
 class RunCheckpoint(Checkpoint):

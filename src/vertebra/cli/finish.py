@@ -14,7 +14,7 @@ from vertebra import __version__
 from vertebra.cli.callbacks import RunCheckpoint
 from vertebra.cli.invocation import Invocation, read_yaml
 from vertebra.cli.run_report import write_report
-from vertebra.cli.runs import whole_text
+from vertebra.cli.runs import INITIAL, whole_text
 from vertebra.domains.base import BaseTask
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import save_model
@@ -109,7 +109,9 @@ def _write_all(
     }
     whole_text(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
     written = ["config.yaml", "metrics.csv", "metrics.json", "checkpoints/"]
-    inner = model.final_model if isinstance(model, BaseTask) else getattr(model, "model", None)
+    if (folder / INITIAL).is_file():
+        written.insert(1, INITIAL)
+    inner = model.plain_model if isinstance(model, BaseTask) else getattr(model, "model", None)
     if isinstance(inner, DomainModel):
         final = {k: v for part in numbers.values() for k, v in part.items()}
         save_model(inner.eval(), folder / "model", metrics=final, command=call.command, notes=_notes(model))

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vertebra import __version__
+from vertebra.cli.runs import INITIAL
 from vertebra.pipelines.figures import PALETTE, confusion, new_figure
 from vertebra.pipelines.report import Report
 
@@ -43,6 +44,8 @@ def write_report(folder: Path, facts: dict[str, Any]) -> list[str]:
         figure.savefig(folder / "figures" / "confusion.png", dpi=110)
         report.section("Confusion").figure(figure, "Test items by true class (rows) and predicted class (columns).")
         written = list(dict.fromkeys(["figures/", *written]))
+    if (folder / INITIAL).is_file():
+        report.section("Initial weights").code((folder / INITIAL).read_text(encoding="utf-8"))
     report.section("Environment").facts(_environment())
     report.section("Configuration").code((folder / "config.yaml").read_text(encoding="utf-8"))
     report.write(folder / "report.html")

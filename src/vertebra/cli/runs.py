@@ -10,6 +10,8 @@ from vertebra.errors import ConfigError, LoadError
 
 log = logging.getLogger("vertebra")
 LAST, BEST = "last.ckpt", "best.ckpt"
+INITIAL = "initial.txt"
+"""What became of the weights that a training began with."""
 
 
 def next_folder(parent: Path) -> Path:
