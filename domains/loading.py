@@ -12,7 +12,7 @@ from vertebra.backbones.base import Backbone
 from vertebra.backbones.catalog import bundled_models
 from vertebra.backbones.checkpoints import open_checkpoint
 from vertebra.backbones.pretrained import load_backbone as load_into
-from vertebra.backbones.pretrained import model_folder, read_backbone_config, read_config
+from vertebra.backbones.pretrained import load_state, model_folder, read_backbone_config, read_config
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import load_model
 from vertebra.errors import LoadError
@@ -34,7 +34,7 @@ def load(
         family: The checkpoint's family where it is not found by itself; see ``vertebra convert --help``.
         allow_modules: Modules besides ``vertebra`` that the model's class may come from.
         device: Where to put it; None for the CPU.
-        dtype: Type of the weights; None for that of the file.
+        dtype: Type of the weights; None for float32, whatever the file has.
 
     Raises:
         LoadError: There is no model, it is of no known family, or weights do not fit.
@@ -73,7 +73,7 @@ def load_backbone(source: str | Path, **changes: Any) -> Backbone:
         if not changes:
             return model.backbone
         backbone = model.backbone.config.replace(**changes).build()
-        backbone.load_state_dict(model.backbone.state_dict())
+        load_state(backbone, model.backbone.state_dict(), source=f"the backbone weights of {source}")
         return backbone.eval()
     config = read_backbone_config(folder)
     backbone = (config.replace(**changes) if changes else config).build()

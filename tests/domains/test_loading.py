@@ -74,6 +74,8 @@ def test_what_is_not_ours_is_converted_on_the_way(tmp_path, model):
         assert same(vertebra.load(source).backbone, trunk.backbone)
         assert same(vertebra.load_backbone(source), trunk.backbone)
     assert vertebra.load_backbone(folder, dropout=0.2).config.dropout == 0.2
+    with pytest.raises(LoadError, match=r"published do not fit TSFM: \d+ missing"):
+        vertebra.load_backbone(folder, depth=3)
 
 
 def test_what_is_not_there_is_told(tmp_path):
