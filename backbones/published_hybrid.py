@@ -52,11 +52,13 @@ NEIGHBOURS = {
 _MAMBA_SETTINGS = {
     "depth": "num_hidden_layers", "dim": "hidden_size", "vocab": "vocab_size", "state": "state_size",
     "rank": "time_step_rank", "kernel": "conv_kernel", "expand": "expand", "heads": "num_heads", "head": "head_dim",
+    "mamba_bias": "use_bias",
 }  # fmt: skip
 _BRANCH_SETTINGS = {
     "depth": "num_hidden_layers", "dim": "hidden_size", "vocab": "vocab_size", "hidden": "intermediate_size",
     "kernel": "mamba_d_conv", "expand": "mamba_expand", "state": "mamba_d_state", "heads": "mamba_n_heads",
     "head": "mamba_d_head", "kv": "num_key_value_heads", "rank": "mamba_dt_rank",
+    "mamba_bias": "mamba_proj_bias", "attention_bias": "attention_bias",
 }  # fmt: skip
 
 _BRANCHES = {
@@ -102,7 +104,6 @@ class MambaFamily(PublishedFamily):
         settings = _checked(checkpoint)
         if "d_model" in settings.values and "hidden_size" not in settings.values:
             return read_native(checkpoint, settings)
-        settings.expect("use_bias", False, why="the projections of a Mamba layer have no biases")
         bare = not any(name.startswith(("backbone.", "lm_head.")) for name in checkpoint.tensors)
         tensors = backbone_names("" if bare else "backbone.").all(checkpoint.tensors, checkpoint.source)
         config = read_structure(
@@ -126,6 +127,8 @@ class MambaFamily(PublishedFamily):
             )
         if letters not in ({"M"}, {"S"}):
             raise LoadError(f"mamba: all layers must be M, or all S, got {config.layout}.")
+        if letters == {"M"} and config.mamba_form != "mamba2":
+            raise LoadError(f"mamba: mamba_form must be mamba2, got {config.mamba_form}.")
         prefix = "" if head == "none" else "backbone."
         names = {
             "embed.weight": f"{prefix}embeddings.weight",
@@ -148,7 +151,7 @@ class MambaFamily(PublishedFamily):
             "expand": config.expand,
             "conv_kernel": config.conv_kernel,
             "use_conv_bias": config.conv_bias,
-            "use_bias": False,
+            "use_bias": config.mamba_bias and not one,
             "hidden_act": "silu",
             "layer_norm_epsilon": config.norm_eps,
         }
@@ -201,12 +204,15 @@ class BambaFamily(PublishedFamily):
         """Return tensors and config of a Bamba of transformers; see ``PublishedFamily.write``."""
         config = _writable(config, "bamba", "MA")
         attention = [i for i, letter in enumerate(config.layout) if letter == "A"]
-        if attention and config.rope_fraction != 0.5:
-            raise LoadError(f"bamba: rope_fraction must be 0.5, got {config.rope_fraction}.")
+        if attention and (config.rope_fraction != 0.5 or config.rope_interleaved):
+            raise LoadError(f"bamba: rope_fraction must be 0.5, of half-split pairs, got {config.rope_fraction}.")
+        if attention and config.attention_bias and not config.proj_bias:
+            raise LoadError("bamba: with attention_bias the projection behind the heads has one too (proj_bias).")
         found, settings = _write_branches(config, tensors, head, "Bamba")
         return found, settings | {
             "attn_layer_indices": attention,
             "rope_theta": config.rope_theta,
+            "attention_bias": config.attention_bias,
             "mamba_n_heads": config.expand * config.dim // config.mamba_head_dim,
             "mamba_d_head": config.mamba_head_dim,
             "mamba_n_groups": config.mamba_groups,
@@ -237,8 +243,8 @@ class JambaFamily(PublishedFamily):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and config of a Jamba of transformers; see ``PublishedFamily.write``."""
         config = _writable(config, "jamba", "SA")
-        if config.rope_fraction or not config.s6_norms:
-            raise LoadError("jamba: the backbone must have s6_norms=True and rope_fraction=0.")
+        if config.rope_fraction or config.attention_bias or not config.s6_norms:
+            raise LoadError("jamba: the backbone must have s6_norms=True, rope_fraction=0 and attention_bias=False.")
         found, settings = _write_branches(config, tensors, head, "Jamba")
         wanted = [letter == "A" for letter in config.layout]
         # One past the depth stands for no attention at all.
@@ -325,8 +331,7 @@ def _read_branches(
     checkpoint: Checkpoint, settings: Settings, *, eps: float, groups: int | None, rope: float
 ) -> Published:
     """Read a model in the naming of Bamba and Jamba."""
-    for name in ("mamba_proj_bias", "attention_bias", "mlp_bias"):
-        settings.expect(name, False, why="ours has no such biases")
+    settings.expect("mlp_bias", False, why="the MLP has no biases")
     if experts := sorted(
         n for n in checkpoint.tensors if ".feed_forward.router." in n or ".feed_forward.experts." in n
     ):
@@ -368,8 +373,6 @@ def _read_granite(checkpoint: Checkpoint, settings: Settings) -> Published:
     """Read a GraniteMoeHybrid; its multipliers go into the weights, which ours has none for."""
     if settings.values.get("num_local_experts", 8) != 0:
         settings.refuse("num_local_experts", "ours has no experts")
-    for name in ("mamba_proj_bias", "attention_bias"):
-        settings.expect(name, False, why="ours has no such biases")
     settings.expect("position_embedding_type", "nope", "rope", why="ours has rotary embedding or none")
     bare = not any(name.startswith(("model.", "lm_head.")) for name in checkpoint.tensors)
     prefix = "" if bare else "model."
@@ -406,9 +409,9 @@ def _read_granite(checkpoint: Checkpoint, settings: Settings) -> Published:
         tensors["head.weight"] = tensors["head.weight"].float() / logits
     tensors["embed.weight"] = tensors["embed.weight"].float() * embed
     for name, tensor in list(tensors.items()):
-        if re.fullmatch(r"backbone\.layers\.\d+\.(mixer\.proj|mixer\.out_proj|mlp\.down_proj)\.weight", name):
+        if re.fullmatch(r"backbone\.layers\.\d+\.(mixer\.proj|mixer\.out_proj|mlp\.down_proj)\.(weight|bias)", name):
             tensors[name] = tensor.float() * residual
-        if name.endswith(".mixer.qkv.weight"):  # ours divides scores by the root of the head width
+        if name.endswith((".mixer.qkv.weight", ".mixer.qkv.bias")):  # ours divides scores by the root of the head width
             width = config.dim // config.num_heads
             rows = tensor.float().clone()
             rows[: config.dim] *= scores * math.sqrt(width)
@@ -425,6 +428,8 @@ def _read_granite(checkpoint: Checkpoint, settings: Settings) -> Published:
 def _writable(config: BackboneConfig, name: str, letters: str) -> HybridConfig:
     if not isinstance(config, HybridConfig) or not config.causal or not config.hidden_dim:
         raise LoadError(f"{name}: only a causal hybrid backbone with an MLP in every layer has this format.")
+    if "M" in config.layout and config.mamba_form != "mamba2":
+        raise LoadError(f"{name}: mamba_form must be mamba2, got {config.mamba_form}.")
     if set(config.layout) - set(letters):
         raise LoadError(f"{name}: layers must be {' or '.join(letters)}, got {config.layout}.")
     if "A" in config.layout and any(config.per_layer(config.window)):
@@ -449,10 +454,10 @@ def _write_branches(
             continue
         number, _, rest = name.removeprefix("backbone.layers.").partition(".")
         at = f"{prefix}layers.{number}."
-        if rest == "mixer.qkv.weight":
+        if rest in ("mixer.qkv.weight", "mixer.qkv.bias"):
             groups = (config.num_kv_heads or config.num_heads) * (config.dim // config.num_heads)
             for part, rows in zip("qkv", tensor.split([config.dim, groups, groups]), strict=True):
-                found[f"{at}self_attn.{part}_proj.weight"] = rows.clone()
+                found[f"{at}self_attn.{part}_proj{rest.removeprefix('mixer.qkv')}"] = rows.clone()
             continue
         theirs, ours = next(pair for pair in reversed(_BRANCHES.items()) if rest.startswith(pair[1]))
         found[f"{at}{theirs}{rest.removeprefix(ours)}"] = tensor.clone()
@@ -471,7 +476,7 @@ def _write_branches(
         "mamba_d_conv": config.conv_kernel,
         "mamba_expand": config.expand,
         "mamba_conv_bias": config.conv_bias,
-        "mamba_proj_bias": False,
+        "mamba_proj_bias": config.mamba_bias and "M" in config.layout,
     }
 
 

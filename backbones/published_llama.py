@@ -10,7 +10,6 @@ Shapes: V vocabulary, D width, H query heads, G key-value heads, K head width.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from vertebra.backbones.base import BackboneConfig
 from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.files import read_json
 from vertebra.backbones.illama import ILLaMAConfig
 from vertebra.backbones.published import (
     Head,
@@ -92,11 +92,11 @@ class LLaMAFamily(PublishedFamily):
             return kind in KINDS or kind in NEIGHBOURS
         if told_config(checkpoint):
             return False
-        if checkpoint.file("params.json") is not None:
-            try:
+        try:
+            if checkpoint.file("params.json") is not None:
                 return {"dim", "n_layers", "n_heads"} <= _params(checkpoint).values.keys()
-            except LoadError:
-                return False
+        except LoadError:
+            return False
         names = told_names(checkpoint)
         return all(any(pattern.fullmatch(name) for name in names) for pattern in (_ATTENTION, _MLP))
 
@@ -259,13 +259,7 @@ def _parts(config: ILLaMAConfig, tensor: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _params(checkpoint: Checkpoint) -> Settings:
     path = checkpoint.file("params.json")
     assert path is not None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"{path}: must hold a JSON object, got a {type(found).__name__}.")
-    return Settings(checkpoint.source, found, "params.json")
+    return Settings(checkpoint.source, read_json(path), "params.json")
 
 
 def _read_meta(checkpoint: Checkpoint) -> Published:

@@ -60,7 +60,7 @@ def read_structure(
         eps: Of all norms.
         groups: Groups of Mamba-2 heads; None to tell them from the setting for the state width.
         names: What the settings call ``depth``, ``dim``, ``vocab``, ``hidden``, ``state``, ``kernel``, ``expand``,
-            ``heads`` and ``head`` of Mamba-2, ``rank`` and ``kv``.
+            ``heads`` and ``head`` of Mamba-2, ``rank``, ``kv``, ``mamba_bias`` and ``attention_bias``.
         rope: Share of an attention head's channels that are rotated.
         theta: Base of the wavelengths; None to ask the settings.
     """
@@ -127,12 +127,14 @@ def _mamba2_fields(
             f"{groups} groups is not possible; is the config of this model?"
         )
     found |= {"inner": inner, "heads": heads, "head": inner // heads, "state": width // groups, "kernel": kernel}
+    found["mamba_bias"] = f"{at}in_proj.bias" in tensors
     return {
         "mamba_head_dim": inner // heads,
         "mamba_groups": groups,
         "state_dim": width // groups,
         "conv_kernel": kernel,
         "conv_bias": f"{at}conv1d.bias" in tensors,
+        "mamba_bias": found["mamba_bias"],
     }
 
 
@@ -141,6 +143,10 @@ def _mamba1_fields(tensors: Mapping[str, Tensor], source: str, layer: int, found
     inner, state = need(tensors, f"{at}A_log", source).shape
     kernel = need(tensors, f"{at}conv1d.weight", source, 3).shape[2]
     rank = len(need(tensors, f"{at}x_proj.weight", source)) - 2 * state
+    if f"{at}in_proj.bias" in tensors:
+        raise LoadError(
+            f"{source}: {at}in_proj.bias cannot be converted: projections of Mamba-1 have no biases in ours."
+        )
     if rank < 1:
         raise LoadError(f"{source}: {at}x_proj.weight has too few rows for a state width of {state}.")
     found |= {"inner": inner, "kernel": kernel, "rank": rank}
@@ -169,8 +175,10 @@ def _attention_fields(
     groups = (rows - dim) // (2 * (dim // heads))
     if groups < 1 or heads % groups:
         raise LoadError(f"{source}: {rows} rows of queries, keys and values are not those of {heads} heads.")
-    found["kv"] = groups
-    return {"num_heads": heads, "num_kv_heads": groups}
+    bias = f"{at}qkv.bias" in tensors
+    found |= {"kv": groups, "attention_bias": bias}
+    proj_bias = not bias or f"{at}proj.bias" in tensors
+    return {"num_heads": heads, "num_kv_heads": groups, "attention_bias": bias, "proj_bias": proj_bias}
 
 
 def _shortest(letters: str) -> str:
@@ -205,9 +213,9 @@ def _number(value: object) -> float:
 
 def fuse_heads(tensors: dict[str, Tensor]) -> None:
     """Put queries, keys and values of every attention layer together, in place."""
-    for name in [name for name in tensors if name.endswith(".mixer.q.weight")]:
-        at = name.removesuffix("q.weight")
-        fuse(tensors, [f"{at}{part}.weight" for part in "qkv"], f"{at}qkv.weight")
+    for name in [name for name in tensors if name.endswith((".mixer.q.weight", ".mixer.q.bias"))]:
+        at, _, kind = name.rpartition("q.")
+        fuse(tensors, [f"{at}{part}.{kind}" for part in "qkv"], f"{at}qkv.{kind}")
 
 
 # ---------------------------------------------------------------- mamba_ssm
@@ -226,7 +234,7 @@ def read_native(checkpoint: Checkpoint, settings: Settings) -> Published:
     ssm.expect("layer", "Mamba1", "Mamba2", why="ours has Mamba-1 and Mamba-2")
     ssm.expect("rmsnorm", True, why="ours norms behind the scan")
     ssm.expect("d_ssm", None, why="all inner channels go through the scan in ours")
-    for name in ("norm_before_gate", "D_has_hdim", "bias"):
+    for name in ("norm_before_gate", "D_has_hdim"):
         ssm.expect(name, False, why="ours has no such option")
     _no_others(ssm, _SSM_FREE)
     heads, rope, theta = None, 0.0, 1e4
@@ -235,9 +243,6 @@ def read_native(checkpoint: Checkpoint, settings: Settings) -> Published:
         attention.expect("mlp_dim", 0, why="attention of ours has no MLP in it")
         attention.expect("causal", True, why="ours is causal here")
         attention.expect("rotary_emb_interleaved", False, why="ours turns pairs of channels half a width apart")
-        for name in ("qkv_proj_bias", "out_proj_bias"):
-            attention.values.setdefault(name, True)  # as mamba_ssm takes it
-            attention.expect(name, False, why="ours has no such biases")
         attention.expect("softmax_scale", None, why="ours divides scores by the root of the head width")
         _no_others(attention, _ATTENTION_FREE)
         heads = attention.integer("num_heads")
@@ -246,7 +251,7 @@ def read_native(checkpoint: Checkpoint, settings: Settings) -> Published:
         theta = attention.number("rotary_emb_base", default=1e4)
     tensors = backbone_names("backbone.").all(checkpoint.tensors, checkpoint.source)
     for name in list(tensors):
-        if match := re.fullmatch(r"(backbone\.layers\.\d+\.)(mixer|mlp)\.(\w+)\.(weight)", name):
+        if match := re.fullmatch(r"(backbone\.layers\.\d+\.)(mixer|mlp)\.(\w+)\.(weight|bias)", name):
             layer, part, inner, kind = match.groups()
             plain = f"{layer}mixer.A_log" not in tensors
             if part == "mixer" and plain and inner in ("in_proj", "out_proj"):
@@ -268,11 +273,15 @@ def read_native(checkpoint: Checkpoint, settings: Settings) -> Published:
         eps=1e-5,
         groups=ssm.integer("ngroups", default=1),
         names={"depth": "n_layer", "dim": "d_model", "state": "d_state", "kernel": "d_conv", "expand": "expand",
-               "head": "headdim", "rank": "dt_rank", "kv": "num_heads_kv"},
+               "head": "headdim", "rank": "dt_rank", "kv": "num_heads_kv", "mamba_bias": "bias"},
         rope=rope,
         theta=theta,
     )  # fmt: skip
     settings.agree([i for i, letter in enumerate(config.layout) if letter == "A"], "attn_layer_idx")
+    if "A" in config.layout:
+        for name, bias in (("qkv_proj_bias", True), ("out_proj_bias", config.proj_bias)):
+            attention.values.setdefault(name, True)  # as mamba_ssm takes it
+            attention.agree(config.attention_bias and bias, name)
     if ("S" in config.layout) != (ssm.values.get("layer", "Mamba1") == "Mamba1") and set(config.layout) != {"A"}:
         ssm.refuse("layer", f"the layers in the file are {config.layout}")
     head = settle_head(tensors, settings, "tie_embeddings", True, bare=False)

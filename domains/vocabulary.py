@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.files import read_json
 from vertebra.errors import LoadError
 
 TOKENIZER_FILES = (
@@ -43,10 +43,10 @@ def read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:
             raise LoadError(f"{path}: not readable as text ({error}).") from error
         found = {line: i for i, line in enumerate(lines)}
     elif path is not None:
-        found = dict(_tokens(_json(path), str(path)))
+        found = dict(_tokens(read_json(path), str(path)))
     path = checkpoint.file("tokenizer_config.json")
     if path is not None:
-        added = _json(path).get("added_tokens_decoder", {})
+        added = read_json(path).get("added_tokens_decoder", {})
         for number, token in added.items() if isinstance(added, dict) else ():
             if number.isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str):
                 found[token["content"]] = int(number)
@@ -69,16 +69,6 @@ def nucleotide_ids(checkpoint: Checkpoint) -> dict[str, int]:
     plain = {token for token in found if not _SPECIAL.fullmatch(token)}
     upper = {token.upper() for token in plain}
     return found if plain >= _BASES and upper <= _LETTERS | _MARKS else {}
-
-
-def _json(path: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{path}: not readable as JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise LoadError(f"{path}: must hold a JSON object, got a {type(found).__name__}.")
-    return found
 
 
 def _tokens(values: dict[str, Any], source: str) -> Iterator[tuple[str, int]]:
