@@ -11,6 +11,7 @@ import argparse
 import functools
 import shutil
 import tempfile
+import warnings
 import weakref
 import zipfile
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+_ADVICE = ("Weights only load failed", "(1)", "(2)", "Please", "Check the documentation")
 
 
 class Checkpoint:
@@ -175,12 +177,13 @@ def read_torch(path: Path) -> Any:
             raise LoadError(f"{path}: cut short or damaged, it begins as a file of torch but has no end; get it again.")
         check_torch_zip(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # options that training codes save beside weights
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that are older or newer than torch's own
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
         raise LoadError(
-            f"{path}: cannot be read without running code from it ({_reason(error)}); load it in a place you trust, "
-            "and save its state dict alone, best as safetensors."
+            f"{path}: cannot be read without running code from it, or is damaged ({_reason(error)}). Load it in a "
+            "place you trust, and save its state dict alone, best as safetensors."
         ) from error
     return found
 
@@ -194,7 +197,10 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error).strip() else repr(error)[:200]
+    """Return what is wrong, without torch's advice to read the file carelessly."""
+    lines = [line.strip().removeprefix("WeightsUnpickler error: ") for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return (told[0] if told else repr(error)).partition(" Please use")[0][:200].rstrip(".")
 
 
 def _state_dict(found: object, path: Path) -> dict[str, Tensor]:

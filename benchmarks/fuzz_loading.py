@@ -59,8 +59,10 @@ def make_seeds(folder: Path) -> None:
 
     from vertebra.backbones.base import resolve
     from vertebra.backbones.catalog import bundled_models
-    from vertebra.backbones.pretrained import read_config, read_tensors
+    from vertebra.backbones.pretrained import read_config
+    from vertebra.domains.dna.task import DNAClassificationTask
     from vertebra.domains.saving import build_model, save_model
+    from vertebra.domains.spec import DataSpec
     from vertebra.errors import VertebraError
 
     for name in bundled_models():
@@ -76,15 +78,10 @@ def make_seeds(folder: Path) -> None:
     torch.save(tensors, folder / "legacy.bin", _use_new_zipfile_serialization=False)
     torch.save({"model": tensors, "x": Canary()}, folder / "evil.pth")
     (folder / "evil.safetensors").write_bytes(pickle.dumps(Canary()))
-    one = folder / "dna_promoter-hybrid_test"
-    saved, weights = json.loads((one / "config.json").read_text()), read_tensors(one)
-    lightning = {
-        "state_dict": {f"model.{k}": v for k, v in weights.items()},
-        "spec": saved["spec"],
-        "epoch": 1,
-        "class_path": "vertebra.domains.dna.task.DNAClassificationTask",
-        "hyper_parameters": {"backbone": saved["backbone"], "optimizer": None, **saved["arguments"]},
-    }
+    task = DNAClassificationTask("hybrid_test")
+    task.build(DataSpec.from_dict(read_config("dna_promoter")["spec"]))
+    lightning = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 1}
+    task.on_save_checkpoint(lightning)
     torch.save(lightning, folder / "run.ckpt")
     shards = folder / "shards"
     shards.mkdir()
