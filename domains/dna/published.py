@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vertebra.backbones.checkpoints import Checkpoint
-from vertebra.backbones.published import told_config
-from vertebra.backbones.published_hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
-from vertebra.backbones.published_llama import LLAMA
+from vertebra.backbones.published.base import told_config
+from vertebra.backbones.published.hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
+from vertebra.backbones.published.llama import LLAMA
 from vertebra.domains.conversion import Conversion, Converter, loaded
 from vertebra.domains.dna.model import DNALanguageModel
 from vertebra.domains.dna.spec import DNASpec

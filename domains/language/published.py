@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vertebra.backbones.checkpoints import Checkpoint
-from vertebra.backbones.published import Head, PublishedFamily, told_config
-from vertebra.backbones.published_hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
-from vertebra.backbones.published_llama import LLAMA
+from vertebra.backbones.published.base import Head, PublishedFamily, told_config
+from vertebra.backbones.published.hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
+from vertebra.backbones.published.llama import LLAMA
 from vertebra.domains.conversion import Conversion, Converter, loaded
 from vertebra.domains.language.model import LanguageEncoder, LanguageModel
 from vertebra.domains.language.spec import LanguageSpec

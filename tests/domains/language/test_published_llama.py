@@ -22,7 +22,7 @@ from made_checkpoints import (
 )
 from safetensors.torch import load_file
 
-from vertebra.backbones.published_llama import half_split, interleaved
+from vertebra.backbones.published.llama import half_split, interleaved
 from vertebra.domains.conversion import convert, converters
 from vertebra.domains.language.model import LanguageEncoder, LanguageModel
 from vertebra.errors import LoadError

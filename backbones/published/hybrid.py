@@ -20,7 +20,7 @@ from torch import Tensor
 from vertebra.backbones.base import BackboneConfig
 from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.hybrid import HybridConfig
-from vertebra.backbones.published import (
+from vertebra.backbones.published.base import (
     Head,
     Published,
     PublishedFamily,
@@ -32,7 +32,7 @@ from vertebra.backbones.published import (
     told_kind,
     told_names,
 )
-from vertebra.backbones.published_structure import (
+from vertebra.backbones.published.structure import (
     backbone_names,
     fuse_heads,
     is_native,

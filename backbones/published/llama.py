@@ -20,7 +20,7 @@ from vertebra.backbones.base import BackboneConfig
 from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.files import read_json
 from vertebra.backbones.illama import ILLaMAConfig
-from vertebra.backbones.published import (
+from vertebra.backbones.published.base import (
     Head,
     Published,
     PublishedFamily,

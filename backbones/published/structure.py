@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.hybrid import HybridConfig
-from vertebra.backbones.published import (
+from vertebra.backbones.published.base import (
     Published,
     Renamer,
     Settings,

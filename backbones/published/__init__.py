@@ -1,0 +1,1 @@
+"""Published language models: their settings and the names of their tensors, in terms of our backbones."""
