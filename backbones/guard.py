@@ -17,7 +17,7 @@ from vertebra.errors import LoadError, VertebraError
 
 M = TypeVar("M", bound=nn.Module)
 
-_SLACK_VALUES = 128 << 20  # of what is computed when a model is built and not saved, such as tables of rotations
+_SLACK_VALUES = 32 << 20  # of what is computed when a model is built and not saved, such as tables of rotations
 _SLACK_CALLS = 20_000
 _LITTLE = 1 << 12  # values that are drawn as soon as filled
 _LARGEST = 1 << 53  # of whole numbers; JSON has no larger ones that all readers agree on
