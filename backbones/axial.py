@@ -184,6 +184,8 @@ class AxialBlock(nn.Module):
         flat = along.split(x)  # (M, L, D)
         if keep is not None:
             keep = keep.repeat_interleave(along.per_item, 1)[..., None, None]  # (2, M, 1, 1)
+        if torch.compiler.is_compiling():
+            return along.join(self._again(self._some, flat, along.layout, keep), x)
         size = self._lines_at_once(flat)
         parts = []
         for start in range(0, len(flat), size):
@@ -216,7 +218,7 @@ class AxialBlock(nn.Module):
 
     def _lines_at_once(self, lines: Tensor) -> int:
         count, length, _ = lines.shape
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not self.recompute):
+        if torch.is_grad_enabled() and not self.recompute:
             return count
         if self.piece is not None:
             positions = self.piece
@@ -437,14 +439,16 @@ class Axial(Backbone):
             raise ShapeError("Axial.step: padding must stand on the left of the real positions.")
         if x.shape[1] > 1 or mask is not None:
             return self._step_rows(x, state, mask)
-        state.check_room(int(state.position.max()) + 1)
+        exporting = torch.compiler.is_exporting()  # a program looks at no number
+        if not exporting:
+            state.check_room(int(state.position.max()) + 1)
         inputs = state.tensors["inputs"]
         if state.column is None:
-            inputs[torch.arange(len(x), device=x.device), state.position % state.row] = x[:, 0].to(inputs.dtype)
+            inputs[torch.arange(x.shape[0], device=x.device), state.position % state.row] = x[:, 0].to(inputs.dtype)
         else:
             inputs[:, state.column] = x[:, 0]
         y = self.inner_step(x, state)
-        if state.column == 0 or (state.column is None and bool((state.position % state.row == 0).any())):
+        if state.column == 0 or (state.column is None and (exporting or bool((state.position % state.row == 0).any()))):
             self.finish_row(inputs, state)
         return y
 
@@ -458,7 +462,7 @@ class Axial(Backbone):
             x = x + above[:, column : column + 1]
             angles, seen = state.column_angles(self._layer(0).attention), None
         else:
-            phase, items = state.position % row, torch.arange(len(x), device=x.device)
+            phase, items = state.position % row, torch.arange(x.shape[0], device=x.device)
             x = x + above[items, phase][:, None]
             angles = angles_at(self._layer(0).attention, phase[:, None])
             seen = (torch.arange(row, device=x.device) <= phase[:, None])[:, None, None]  # (B, 1, 1, W)
@@ -535,8 +539,11 @@ class Axial(Backbone):
 
         What is kept of a row that is not finished yet is never seen, and replaced when it is.
         """
-        count = int(number.max()) + 1
-        state.make_room(count)
+        if torch.compiler.is_exporting():
+            count = -(-state.max_len // state.row)
+        else:
+            count = int(number.max()) + 1
+            state.make_room(count)
         seen = torch.arange(count, device=rows.device) <= number[..., None]  # (B, G, R)
         lines = [Lines(rows, 1)]
         width = rows.shape[2]

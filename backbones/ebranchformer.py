@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, Between, State, Tap, Taps, preset
 from vertebra.backbones.layers import recompute
-from vertebra.backbones.layers.attention import Attention, AttentionState
+from vertebra.backbones.layers.attention import Attention, AttentionState, FixedKeys
 from vertebra.backbones.layers.depthwise import depthwise
 from vertebra.backbones.layers.masks import Layout, Predicate
 from vertebra.backbones.layers.mixer import Growth, MixerState, check_state
@@ -466,7 +466,7 @@ class LayerState(MixerState):
 
     growth: Growth = "linear"
 
-    def __init__(self, attention: AttentionState, columns: dict[str, Tensor]) -> None:
+    def __init__(self, attention: AttentionState | FixedKeys, columns: dict[str, Tensor]) -> None:
         self.attention, self.columns = attention, columns
 
     def tensors(self) -> list[Tensor]:

@@ -153,6 +153,8 @@ class Attention(TokenMixer):
 
     def step(self, x: Tensor, state: MixerState, mask: Tensor | None = None) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
+        if isinstance(state, FixedKeys):
+            return self._step_fixed(x, state)
         assert isinstance(state, AttentionState)
         start, length = state.position, x.shape[1]
         rotated = self.rope is not None
@@ -175,8 +177,24 @@ class Attention(TokenMixer):
             y = torch.cat([_sdpa(q[:, :, part], keys, values, mask=seen(part)) for part in rows], dim=2)
         return self.proj(y.transpose(1, 2).flatten(2))
 
+    def _step_fixed(self, x: Tensor, state: FixedKeys) -> Tensor:
+        length, held = x.shape[1], state.keys.shape[2]
+        new = torch.arange(length, device=x.device)
+        q, k, v = self._project(x, None if self.rope is None else state.position[:, None] + new)
+        keys, values = torch.cat([state.keys, k], dim=2), torch.cat([state.values, v], dim=2)  # (B, G, M + T, K)
+        old = torch.arange(held + length, device=x.device)
+        gap = (held + new)[:, None] - old  # (T, M + T)
+        seen = (gap >= 0) if self.window is None else (gap >= 0) & (gap < self.window)
+        filled = old >= held - state.position[:, None]  # (B, M + T)
+        y = _sdpa(q, keys, values, mask=(seen & filled[:, None])[:, None])
+        state.keys, state.values = keys[:, :, length:], values[:, :, length:]
+        return self.proj(y.transpose(1, 2).flatten(2))
+
     def _project(self, x: Tensor, positions: Tensor | None, *, ordered: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q (B, H, T, K), k and v (B, G, T, K); ``positions`` (T,) are needed for rotary embedding only."""
+        """Return q (B, H, T, K), k and v (B, G, T, K).
+
+        ``positions``, (T,) or those of each item (B, T), are needed for rotary embedding only.
+        """
         sizes = [self.num_heads, self.num_kv_heads, self.num_kv_heads]
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H+2G, T, K)
         if self.rope is None:
@@ -184,6 +202,8 @@ class Attention(TokenMixer):
             return *self._normed(q, k), v
         assert positions is not None
         angles = rope_angles(positions, self.rope.width, self.rope.theta)
+        if positions.ndim == 2:
+            angles = (angles[0][:, None], angles[1][:, None])  # (B, 1, T, width/2)
         turned, v = heads.split([sum(sizes[:2]), sizes[2]], dim=1)
         if self.q_norm is not None:
             turned = torch.cat(self._normed(*turned.split(sizes[:2], dim=1)), dim=1)
@@ -305,6 +325,39 @@ class AttentionState(MixerState):
         self.keys, self.values = moved(self.keys, 2), moved(self.values, 2)
         self.real = None if self.real is None else moved(self.real, 1)
         self.start = 0
+
+
+class FixedKeys(MixerState):
+    """Keys and values of the last M positions, the newest last: tensors whose shapes never change, see ``fixed.py``.
+
+    Args:
+        keys: Keys (B, G, M, K); what stands before an item's first position is never seen.
+        values: Values, the same shape.
+        position: Positions that each item has read, int (B,); who steps counts them.
+    """
+
+    growth: Growth = "constant"
+
+    def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
+        self.keys, self.values, self.position = keys, values, position
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors held."""
+        return [self.keys, self.values]
+
+    def select(self, indices: Tensor) -> FixedKeys:
+        """Return a new state of the batch items ``indices`` (N,)."""
+        rows = indices.to(self.keys.device)
+        return FixedKeys(self.keys[rows], self.values[rows], self.position[rows])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return ``keys`` and ``values``."""
+        return {"keys": self.keys, "values": self.values}
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Remember what ``state_dict`` returned."""
+        check_state(self.state_dict(), tensors)
+        self.keys, self.values = tensors["keys"], tensors["values"]
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout, window: int) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vertebra.backbones.layers.sizes import is_fixed
+
 
 def depthwise(x: Tensor, conv: nn.Conv1d, sides: tuple[int, int] = (0, 0)) -> Tensor:
     """Convolve every channel of x (B, T, C) by itself over time.
@@ -25,7 +27,7 @@ def depthwise(x: Tensor, conv: nn.Conv1d, sides: tuple[int, int] = (0, 0)) -> Te
     """
     weight = conv.weight  # (C, 1, K)
     length = x.shape[1] + sum(sides) - weight.shape[2] + 1
-    if length == 1 and not any(sides):  # one step of decoding
+    if is_fixed(length) and length == 1 and not any(sides):  # one step of decoding
         y = (x * weight[:, 0].T).sum(1, keepdim=True)
         return y if conv.bias is None else y + conv.bias
     even = sides[0] == sides[1]

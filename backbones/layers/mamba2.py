@@ -31,6 +31,7 @@ from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import Capabilities, Carried, MixerState, TokenMixer
 from vertebra.backbones.layers.norm import GatedRMSNorm, RMSNorm
 from vertebra.backbones.layers.recurrent import RecurrentState, causal_conv, join_piece, leave_piece
+from vertebra.backbones.layers.sizes import is_fixed
 from vertebra.backbones.layers.ssd import Implementation, ssd, ssd_matrix, ssd_step
 
 Form = Literal["mamba2", "mohawk", "mmmamba"]
@@ -266,7 +267,7 @@ class Mamba2(TokenMixer):
         if mask is not None:
             dt = dt * mask[..., None]  # 0 at padding, which leaves the state as it is
         a = self._decay()
-        if x.shape[1] == 1 and state is not None:
+        if is_fixed(x.shape[1]) and x.shape[1] == 1 and state is not None:
             y, state = ssd_step(values[:, 0], dt[:, 0], a, b[:, 0], c[:, 0], state)
             y = y[:, None]
         else:

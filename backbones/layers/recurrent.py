@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vertebra.backbones.layers.mixer import Carried, Growth, MixerState, check_state
+from vertebra.backbones.layers.sizes import is_fixed
 
 
 def causal_conv(
@@ -40,7 +41,7 @@ def _convolve(columns: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor 
             place = slice(taps - back, taps - back + length)
             y = y + columns[:, place] * (ids[:, taps:] == ids[:, place])[..., None] * weight[:, 0, taps - back]
         return y if bias is None else y + bias
-    if length == 1:  # one step of decoding
+    if is_fixed(length) and length == 1:  # one step of decoding
         y = (columns * weight[:, 0].T).sum(1, keepdim=True)
         return y if bias is None else y + bias
     if columns.device.type == "cpu":
@@ -81,7 +82,7 @@ def join_piece(
 def leave_piece(columns: Tensor, ids: Tensor | None, ssm: Tensor, taps: int) -> Carried:
     """Return what the next piece needs: the last K-1 columns, the scan's state, and the columns' sequences."""
     kept = columns[:, columns.shape[1] - taps :]
-    if columns.shape[1] > taps + 1:
+    if not is_fixed(columns.shape[1]) or columns.shape[1] > taps + 1:
         kept = kept.clone()  # a view would keep all columns alive
     return (kept, ssm) if ids is None else (kept, ssm, ids[:, ids.shape[1] - max(taps, 1) :])
 

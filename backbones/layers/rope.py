@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def rope_angles(positions: Tensor, width: int, theta: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine, each (T, width/2) in float32, for integer ``positions`` (T,)."""
+    """Return cosine and sine, each (..., width/2) in float32, for integer ``positions`` (...)."""
     exponents = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
-    angles = positions.float()[:, None] * theta**-exponents  # (T, width/2)
+    angles = positions.float()[..., None] * theta**-exponents  # (..., width/2)
     return angles.cos(), angles.sin()
 
 

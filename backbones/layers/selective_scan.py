@@ -20,6 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vertebra.backbones.layers.sizes import is_fixed
+from vertebra.errors import ConfigError
+
 
 def selective_scan(
     x: Tensor,
@@ -49,6 +52,11 @@ def selective_scan(
         The output (B, T, D) in the dtype of ``x``, and the final state (B, D, N) in float32.
     """
     if torch.compiler.is_exporting():  # a program must not depend on an operator of ours
+        if not is_fixed(x.shape[1]):
+            raise ConfigError(
+                "selective_scan: a program of any length cannot be written for Mamba-1 layers, whose loop it would "
+                "have to unroll; export the `step`, which reads one position at a time."
+            )
         chunk_size = math.isqrt(x.shape[1] - 1) + 1  # the shortest program: loops over Q and C are unrolled
         return _plain(_Chunks(x, dt, A, B, C, segments, chunk_size), x.dtype, initial_state)
     y, state, _ = _forward_op(x, dt, A, B, C, initial_state, segments, chunk_size)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vertebra.backbones.layers.sizes import is_fixed
 from vertebra.backbones.layers.ssd_blocks import forward_op
 from vertebra.errors import ConfigError, MissingExtraError
 
@@ -71,6 +72,8 @@ def ssd(
     """
     chosen = choose_implementation(implementation, x.device.type)
     if torch.compiler.is_exporting():  # a program must not depend on an operator of ours
+        if not is_fixed(x.shape[1]) and segments is None:
+            return ssd_quadratic(x, dt, A, B, C, D, initial_state)
         return ssd_chunked(x, dt, A, B, C, D, chunk_size or 64, initial_state, segments)
     if chosen == "fla":
         return _fla(x, dt, A, B, C, D, initial_state, segments)
@@ -289,6 +292,40 @@ def ssd_step(
     b, c = B.float()[:, :, None], C.float()[..., None]  # (B, G, 1, N), (B, G, N, 1)
     grouped = torch.addcmul(grouped, xdt, b) if torch.is_grad_enabled() else grouped.addcmul_(xdt, b)
     return (grouped @ c).view(x.shape).to(x.dtype), grouped.view(state.shape)
+
+
+def ssd_quadratic(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the scan as masked attention, in time and memory quadratic in T; arguments and results as in ``ssd``.
+
+    This is the form of exported programs that take any length: it has no chunk whose number a program would have to
+    know. Long sequences are read by such programs in pieces, with the state carried.
+    """
+    repeats = x.shape[2] // B.shape[2]
+    b, c = (t.float().repeat_interleave(repeats, 2).transpose(1, 2) for t in (B, C))  # (B, H, T, N)
+    u = (x.float() * dt[..., None]).transpose(1, 2)  # (B, H, T, P)
+    total = (dt * A.float()).double().cumsum(1).transpose(1, 2)  # (B, H, T); float32 would lose digits of long sums
+    place = torch.arange(x.shape[1], device=x.device)
+    gaps = (total[..., :, None] - total[..., None, :]).float()  # (B, H, T, T)
+    weights = (c @ b.transpose(-1, -2)) * gaps.masked_fill(place[:, None] < place, -torch.inf).exp()
+    y = weights @ u
+    left = (total[..., -1:] - total).exp().float()  # (B, H, T): what is left at the end
+    state = (u * left[..., None]).transpose(-1, -2) @ b  # (B, H, P, N)
+    if initial_state is not None:
+        into = total.exp().float()[..., None]
+        y = y + into * (c @ initial_state.transpose(-1, -2))
+        state = state + into[:, :, -1:] * initial_state
+    y = y.transpose(1, 2).to(x.dtype)
+    if D is not None:
+        y = y + x * D.to(x.dtype)[:, None]
+    return y, state
 
 
 def ssd_matrix(dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:  # noqa: N803

@@ -130,7 +130,7 @@ class ActionPolicy(DomainModel):
     def reference(self, states: Tensor) -> Tensor:
         """Return what actions are relative to, (B, A), for states (B, H, S)."""
         if not states.shape[-1]:
-            return self.moved.expand(len(states), -1) * 0
+            return self.moved.expand(states.shape[0], -1) * 0
         return states[:, -1, self.columns] * self.moved
 
     def target(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
@@ -296,7 +296,7 @@ class DecoderPolicy(LevelPolicy):
         """
         seen = self.observe(observation)  # (B, P, D)
         if self.decoding == "parallel":
-            own = self.queries.embed.expand(len(seen), -1, -1)
+            own = self.queries.embed.expand(seen.shape[0], -1, -1)
         else:
             assert ids is not None
             before = F.pad(ids, (1, 0), value=self.begin)
@@ -437,7 +437,7 @@ class EncoderDecoderPolicy(LevelPolicy):
     def forward(self, observation: Observation) -> Tensor:
         """Map an observation to logits (B, L, V)."""
         memory = self.backbone(self.dropout(self.observe(observation)))  # (B, P, D)
-        queries = self.queries.embed.expand(len(memory), -1, -1)
+        queries = self.queries.embed.expand(memory.shape[0], -1, -1)
         after = {i: lambda x, layer=layer: layer(x, memory) for i, layer in enumerate(self.cross)}
         return self.queries.read(self.decoder(queries, taps=Taps(after=after)))
 
@@ -509,7 +509,7 @@ class CVAEPolicy(ActionPolicy):
     def forward(self, observation: Observation, z: Tensor | None = None) -> Tensor:
         """Map an observation and a latent (B, Z), the prior's mean when None, to tokens (B, L), about in [-1, 1]."""
         parts = [self.observe(observation)]
-        count = len(parts[0])
+        count = parts[0].shape[0]
         if self.latent:
             parts.insert(0, self.into(parts[0].new_zeros(count, self.latent) if z is None else z)[:, None])
         before = sum(part.shape[1] for part in parts)

@@ -172,6 +172,6 @@ def starts(spec: ActionSpec, states: Tensor) -> Tensor:
     An action dimension without a state of its name begins at 0.
     """
     if not spec.state_names:
-        return states.new_zeros(len(states), len(spec.action_names))
+        return states.new_zeros(states.shape[0], len(spec.action_names))
     columns = torch.tensor(spec.positions, device=states.device)
     return torch.where(columns >= 0, states[:, -1, columns.clamp_min(0)], 0.0)

@@ -248,7 +248,7 @@ class DNAClassifier(_DNAModel):
         features, inputs, mask = self._features(ids, mask)
         if self.pooling == "last":
             last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-            pooled = features[torch.arange(len(features), device=features.device), last]
+            pooled = features[torch.arange(features.shape[0], device=features.device), last]
         else:
             pooled = masked_mean(features, mask)
         parts = [pooled]

@@ -150,7 +150,7 @@ class ShapeEncoder(nn.Module):
         if self.config.queries == "points":
             chosen = spread_points(position, self.config.latents)[..., None]  # (B, L, 1)
             taken = data.gather(1, chosen.expand(-1, -1, data.shape[-1]))
-            query = torch.cat([query.expand(len(data), -1, -1), taken], dim=1)
+            query = torch.cat([query.expand(data.shape[0], -1, -1), taken], dim=1)
         x = self.cross(query, data)  # (B, 1 + L, D)
         return self.norm(_run(self.layers, x))
 
@@ -200,7 +200,7 @@ class CrossBlock(nn.Module):
 
     def forward(self, x: Tensor, data: Tensor) -> Tensor:
         """Map queries x (B or 1, Q, D) and data (B, N, D) to (B, Q, D)."""
-        q = self._split(self.q(self.norm_query(x))).expand(len(data), -1, -1, -1)  # (B, H, Q, D/H)
+        q = self._split(self.q(self.norm_query(x))).expand(data.shape[0], -1, -1, -1)  # (B, H, Q, D/H)
         k, v = self.kv(self.norm_data(data)).chunk(2, dim=-1)
         y = F.scaled_dot_product_attention(q, self._split(k), self._split(v))
         x = x + self.dropout(self.proj(y.transpose(1, 2).flatten(2)))  # (B, Q, D)
@@ -261,17 +261,16 @@ def spread_points(x: Tensor, count: int) -> Tensor:
             f"spread_points: {count} points cannot be chosen of {x.shape[1]}; give more points, or lower latents."
         )
     axes = x.float().movedim(-1, 0).contiguous()  # (3, B, N): a step reads each axis in one go
-    items = torch.arange(x.shape[0], device=x.device)
     nearest = torch.full(x.shape[:2], torch.inf, device=x.device)  # squared distance to the chosen ones
-    chosen = torch.empty(x.shape[0], count, dtype=torch.long, device=x.device)
-    last = axes.square().sum(0).argmax(1)  # (B,)
-    for step in range(count):
-        chosen[:, step] = last
-        gap = (axes - axes[:, items, last, None]).square_().sum(0)
+    last = axes.square().sum(0).argmax(1, keepdim=True)  # (B, 1)
+    chosen = [last]
+    for _ in range(count - 1):
+        gap = (axes - axes.gather(2, last.expand(3, -1, -1))).square_().sum(0)
         nearest = torch.minimum(nearest, gap)
-        nearest[items, last] = -1  # for good, so that points in one place are not chosen twice over
-        last = nearest.argmax(1)
-    return chosen
+        nearest.scatter_(1, last, -1)  # for good, so that points in one place are not chosen twice over
+        last = nearest.argmax(1, keepdim=True)
+        chosen.append(last)
+    return torch.cat(chosen, dim=1)
 
 
 # ---------------------------------------------------------------- weights of Michelangelo

@@ -8,6 +8,7 @@ Shapes: B recordings, N samples, T frames of 10 ms, M log-mel channels, C channe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -82,11 +83,11 @@ class LogMel(nn.Module):
         before = (self.n_fft - self.window_length) // 2
         window = F.pad(self._window(), (before, self.n_fft - self.window_length - before))
         frames = waves.unfold(1, self.n_fft, self.hop)  # (B, T, n_fft), a view
-        size = frames.shape[1]
+        pieces: Sequence[Tensor] = (frames,)
         if waves.device.type == "cpu" and not torch.compiler.is_compiling():
-            size = max(SHORTEST_PIECE, FRAME_FLOATS // (len(waves) * self.n_fft))
+            pieces = frames.split(max(SHORTEST_PIECE, FRAME_FLOATS // (len(waves) * self.n_fft)), dim=1)
         parts = []
-        for part in frames.split(size, dim=1):
+        for part in pieces:
             spectrum = torch.fft.rfft(part * window)  # (B, T, n_fft / 2 + 1)
             power = spectrum.real.square() + spectrum.imag.square()
             parts.append((power @ self._bands()).clamp_min(FLOOR).log())

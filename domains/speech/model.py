@@ -235,7 +235,7 @@ class SpeechCTC(DomainModel):
         said: dict[int, Tensor] = {}
         # Without padding attention needs no mask, which is faster; where gradients are kept, looking is not worth it.
         padded = torch.is_grad_enabled() or torch.compiler.is_compiling() or not bool(mask.all())
-        y = self.backbone(x, mask if padded else None, taps=self.taps(said, len(x), prompt, prompt_lengths))
+        y = self.backbone(x, mask if padded else None, taps=self.taps(said, x.shape[0], prompt, prompt_lengths))
         lengths = mask.flatten(2)[..., 0].sum(1) if self.grid else mask.sum(1)
         return Emissions(self.head(self._pool(y)), lengths, said)
 
@@ -243,7 +243,7 @@ class SpeechCTC(DomainModel):
         """Map log-mel features to what the backbone reads, (B, T, D) or (B, T, M', D), and the mask of real ones."""
         x, counts = self.subsample(self.normalise(features, counts), counts)
         if self.spec.languages:
-            before = self.embed_prefix(prefix, len(x), x)  # (B, 2, D)
+            before = self.embed_prefix(prefix, x.shape[0], x)  # (B, 2, D)
             if self.grid:
                 before = before[:, :, None].expand(-1, -1, x.shape[2], -1)
             x, counts = torch.cat([before.to(x.dtype), x], dim=1), counts + before.shape[1]

@@ -185,7 +185,7 @@ class ImageGenerator(DomainModel):
         given = None if self.class_embed is None else self.class_embed(labels)[:, None, None]  # (B, 1, 1, D)
         if self.exterior is None:
             return given
-        return self.exterior(images, torch.as_tensor(channel, device=images.device).expand(len(images)), given)
+        return self.exterior(images, torch.as_tensor(channel, device=images.device).expand(images.shape[0]), given)
 
     def channel_logits(self, ids: Tensor, condition: Tensor | None) -> Tensor:
         """Map one channel's levels (B, H, W) to the logits of each (B, H, W, V), from the pixels before it.
@@ -212,7 +212,7 @@ class ImageGenerator(DomainModel):
                 f"ImageGenerator: images must be uint8 (B, {', '.join(map(str, wanted))}), got {images.dtype} "
                 f"{tuple(images.shape)}."
             )
-        self._check_labels(labels, len(images))
+        self._check_labels(labels, images.shape[0])
 
     def _check_labels(self, labels: Tensor | None, count: int) -> None:
         classes = len(self.spec.classes)
@@ -396,7 +396,7 @@ class ImageGenerator(DomainModel):
     def _base(self, images: Tensor, channel: int, labels: Tensor | None) -> Tensor:
         """Return what is added to the embeddings of every pixel, (B, H, W, D)."""
         base, condition = self.positions(), self.condition(images, channel, labels)
-        return base.expand(len(images), -1, -1, -1) if condition is None else base + condition
+        return base.expand(images.shape[0], -1, -1, -1) if condition is None else base + condition
 
     def _choose(self, y: Tensor, gumbel: Tensor) -> Tensor:
         """Return the levels (B,) drawn at features y (B, D) with noise (B, V)."""
