@@ -12,8 +12,14 @@ from vertebra.domains.base import PredictionWriter
 from vertebra.domains.dna.data import DNASequenceData
 from vertebra.domains.dna.task import DNAClassificationTask
 
+TUNES = {
+    "frozen": {"freeze_backbone": True},
+    "gradual": {"tune": {"train": "gradual", "every": 0.25}},
+    "adapters": {"tune": {"lora_rank": 2}},
+}
 
-def run(folder: Path, devices: int, *, frozen: bool = False) -> None:
+
+def run(folder: Path, devices: int, kind: str = "") -> None:
     pl.seed_everything(0, verbose=False)
     data = DNASequenceData(
         file=str(folder / "train.csv"),
@@ -23,8 +29,8 @@ def run(folder: Path, devices: int, *, frozen: bool = False) -> None:
         reverse_complement=0.5,
         batch_size=8 // devices,
     )
-    task = DNAClassificationTask("hybrid_test", dropout=0.0, freeze_backbone=frozen)
-    out = folder / f"{devices}{'-frozen' if frozen else ''}"
+    task = DNAClassificationTask("hybrid_test", dropout=0.0, **TUNES.get(kind, {}))
+    out = folder / f"{devices}{kind and '-'}{kind}"
     trainer = pl.Trainer(
         max_epochs=2,
         accelerator="cpu",
@@ -49,5 +55,5 @@ def run(folder: Path, devices: int, *, frozen: bool = False) -> None:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), int(sys.argv[2]))
-    run(Path(sys.argv[1]), int(sys.argv[2]), frozen=True)
+    for kind in ("", *sys.argv[3:]):
+        run(Path(sys.argv[1]), int(sys.argv[2]), kind)

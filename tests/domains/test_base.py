@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -58,22 +59,25 @@ def test_two_processes_reproduce_the_numbers_of_one(folder, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import ddp_process
 
-    command = [sys.executable, ddp_process.__file__, str(folder), "2"]
+    kinds = [kind for kind in ddp_process.TUNES if kind != "adapters" or find_spec("peft")]
+    command = [sys.executable, ddp_process.__file__, str(folder), "2", *kinds]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    ddp_process.run(folder, 1)
-    (numbers, weights, rows), (numbers2, weights2, rows2) = (results(folder / name) for name in ("1", "2"))
-    assert {"val/loss", "val/mcc", "test/loss", "test/mcc", "test/auroc"} <= numbers.keys()
-    for name in numbers:
-        if not name.startswith("train/"):  # of the last batch, on rank 0
-            assert numbers2[name] == pytest.approx(numbers[name], abs=1e-4), name
-    for name, tensor in weights.items():
-        torch.testing.assert_close(weights2[name], tensor, atol=1e-4, rtol=1e-3)
-    assert [r["name"] for r in rows] == [r["name"] for r in rows2] == [f"s{i}" for i in range(9)]
-    for one, two in zip(rows, rows2, strict=True):
-        assert float(two["score_1"]) == pytest.approx(float(one["score_1"]), abs=1e-4)
-    assert (folder / "2-frozen" / "predictions.csv").is_file()
+    for kind in ("", *kinds):
+        ddp_process.run(folder, 1, kind)
+        (numbers, weights, rows), (numbers2, weights2, rows2) = (
+            results(folder / (f"{count}-{kind}" if kind else count)) for count in "12"
+        )
+        assert {"val/loss", "val/mcc", "test/loss", "test/mcc", "test/auroc"} <= numbers.keys()
+        for name in numbers:
+            if not name.startswith("train/"):  # of the last batch, on rank 0
+                assert numbers2[name] == pytest.approx(numbers[name], abs=1e-4), (kind, name)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(weights2[name], tensor, atol=1e-4, rtol=1e-3, msg=f"{kind}: {name}")
+        assert [r["name"] for r in rows] == [r["name"] for r in rows2] == [f"s{i}" for i in range(9)]
+        for one, two in zip(rows, rows2, strict=True):
+            assert float(two["score_1"]) == pytest.approx(float(one["score_1"]), abs=1e-4)
 
 
 # ---------------------------------------------------------------- resuming
