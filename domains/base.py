@@ -413,15 +413,16 @@ class BaseTask(pl.LightningModule, ABC):
         self._loader_states = []
 
     def on_train_epoch_start(self) -> None:
-        """Layers that keep their weights run without dropout."""
-        self._set_modes()
+        """What keeps its weights runs without dropout."""
+        self.set_modes()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Let further layers learn when it is their turn, also in a run that goes on within an epoch."""
         if self.open_layers != self._open_layers:
-            self._set_modes()
+            self.set_modes()
 
-    def _set_modes(self) -> None:
+    def set_modes(self) -> None:
+        """Let what keeps its weights run without dropout, and the rest with it."""
         before, self._open_layers = self._open_layers, self.open_layers
         set_modes(self.model.backbone, self._open_layers)
         changes = self.tune.train == "gradual" or self.unfreeze_at is not None

@@ -141,9 +141,9 @@ class MeshVQVAETask(MetricTask):
                     "shape; give the model of a stage 1 with the same settings."
                 )
 
-    def on_train_epoch_start(self) -> None:
-        """What keeps its weights runs without dropout."""
-        super().on_train_epoch_start()
+    def set_modes(self) -> None:
+        """As in ``BaseTask``; the shape encoder may keep its weights too."""
+        super().set_modes()
         if self.freeze_shape and self.model.shape is not None:
             self.model.shape.eval()
 
