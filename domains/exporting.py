@@ -1,0 +1,509 @@
+"""Models as programs that run without this package: ``torch.export`` archives and ONNX, checked against the model.
+
+A domain says in its ``exporting.py`` what of its models is a program: modules that map tensors to tensors, what their
+axes mean, and what must be known to use them (``Exports``). Here they are traced once for all sizes, written, read back
+and compared. A ``forward`` is one pass; causal models that write also have a ``step``, which takes the state as tensors
+and returns the next one, and a ``begin`` where something stands before the first token.
+
+Shapes are written with names of axes, ``("batch", "length")``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from vertebra.backbones.base import Backbone
+from vertebra.backbones.fixed import FixedSteps
+from vertebra.domains.model import DomainModel
+from vertebra.errors import ConfigError, MissingExtraError
+
+TOLERANCE = 1e-4
+"""Largest difference from the model, for an output whose largest number is 1 or less; above, relative to that number."""
+LONGEST = 4096
+"""Positions of one call, where the model sets no limit: attention, and exported Mamba-2, are quadratic in them."""
+MOST_ITEMS = 4096
+PROTOBUF_BYTES = 2**31 - 2**20
+"""What fits into one file of ONNX."""
+KINDS = {".pt2": "pt2", ".onnx": "onnx"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis whose size is free.
+
+    Args:
+        low: Smallest size.
+        high: Largest.
+        sizes: Some of them: the first is traced, all are compared.
+    """
+
+    low: int
+    high: int
+    sizes: tuple[int, ...]
+
+
+BATCH = Axis(1, MOST_ITEMS, (2, 1, 3))
+
+
+@dataclass(frozen=True)
+class Port:
+    """A tensor that goes in.
+
+    Args:
+        name: Its name.
+        shape: Sizes, and names of axes.
+        about: What it holds.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    about: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportForm:
+    """One program.
+
+    Args:
+        about: What it does.
+        module: Maps the inputs, by place, to a tensor or a tuple of them.
+        inputs: What goes in.
+        outputs: Names of what comes out, and what it holds.
+        axes: The free ones, by name.
+        draw: Makes inputs of given sizes, as they come in use.
+        state: For each output that is a state, the input of the next call that it becomes.
+    """
+
+    about: str
+    module: nn.Module
+    inputs: tuple[Port, ...]
+    outputs: Mapping[str, str]
+    axes: Mapping[str, Axis]
+    draw: Callable[[Mapping[str, int], torch.Generator], tuple[Tensor, ...]]
+    state: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exports:
+    """What a model is as programs.
+
+    Args:
+        forms: By name: ``forward``, and ``step`` and ``begin`` where they were asked for.
+        facts: What must be known to make inputs and read outputs; JSON-able.
+    """
+
+    forms: Mapping[str, ExportForm]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of one form.
+
+    Args:
+        form: Its name.
+        path: Its file.
+        seconds: How long it took, the comparison included.
+        difference: Largest difference of any output from the model's.
+        sizes: What was compared: sizes of the axes, and the largest difference there.
+        facts: What the JSON file says of it.
+    """
+
+    form: str
+    path: Path
+    seconds: float
+    difference: float
+    sizes: tuple[tuple[Mapping[str, int], float], ...]
+    facts: Mapping[str, Any]
+
+
+# ---------------------------------------------------------------- what domains build forms with
+
+
+def exports_of(model: DomainModel, *, steps: bool = False, max_length: int | None = None) -> Exports:
+    """Ask a model's domain what of it is a program.
+
+    A class outside of this package is asked itself, by a method ``exports(steps, max_length)``; without one, it is
+    exported as the class it derives from.
+
+    Args:
+        model: In evaluation mode.
+        steps: Whether the programs that write token after token are wanted too.
+        max_length: Positions that the state of a step keeps; None for what the model was made for.
+
+    Raises:
+        ConfigError: The model is no program, or has no step.
+    """
+    if (own := getattr(model, "exports", None)) is not None:
+        found = own(steps, max_length)
+        assert isinstance(found, Exports)
+        return found
+    for cls in type(model).__mro__:
+        name = f"{cls.__module__.rpartition('.')[0]}.exporting"
+        if cls is not DomainModel and cls.__module__.startswith("vertebra.domains.") and find_spec(name) is not None:
+            exports: Exports = import_module(name).exports(model, steps, max_length)
+            return exports
+    raise ConfigError(
+        f"export: {type(model).__name__} says nothing of how it runs outside of Python; give it a method `exports`."
+    )
+
+
+def refuse_step(model: DomainModel, why: str) -> ConfigError:
+    """Return the error that a model has no step."""
+    return ConfigError(f"export: {type(model).__name__} has no step, {why}; leave --step out.")
+
+
+def longest(backbone: Backbone, wanted: int = LONGEST, before: int = 0) -> int:
+    """Return the most positions a backbone can read behind ``before`` others, ``wanted`` where it sets no limit."""
+    if getattr(backbone.config, "positions", "") == "learned":
+        return min(wanted, int(getattr(backbone.config, "max_length")) - before)  # noqa: B009
+    return wanted
+
+
+def lengths(high: int, low: int = 1) -> Axis:
+    """Return the axis of a sequence."""
+    return Axis(low, high, tuple(min(max(n, low), high) for n in (21, low, 130)))
+
+
+def draw_ids(shape: Sequence[int], low: int, high: int, generator: torch.Generator) -> Tensor:
+    """Draw int64 from ``low`` to ``high`` - 1."""
+    return torch.randint(low, high, tuple(shape), generator=generator)
+
+
+class StepModule(nn.Module):
+    """One step as a function of tensors: new inputs, then the state; what is said of them, then the next state.
+
+    Args:
+        parts: What holds the weights, besides the backbone.
+        read: Maps the new inputs, and the position of each item (B,), to features (B, T, D).
+        say: Maps features (B, T, D) to what is said.
+        steps: Of the backbone.
+        inputs: Number of new inputs.
+        kept: State tensors of the model's own that every step reads and none changes.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, nn.Module],
+        read: Callable[..., Tensor],
+        say: Callable[[Tensor], Tensor],
+        steps: FixedSteps,
+        inputs: int = 1,
+        kept: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self.backbone = steps.backbone
+        self.read, self.say, self.steps, self.inputs, self.kept = read, say, steps, inputs, kept
+        self.names = (*kept, *steps.empty(1))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Map new inputs and state tensors, in the order of ``names``, to what is said and the next state tensors."""
+        state = dict(zip(self.names, tensors[self.inputs :], strict=True))
+        own = {name: state.pop(name) for name in self.kept}
+        x = self.read(*tensors[: self.inputs], state["position"], *own.values())
+        y, state = self.steps(x, state)
+        return (self.say(y), *own.values(), *(state[name] for name in self.names[len(own) :]))
+
+
+def state_ports(state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> tuple[Port, ...]:
+    """Return the ports of state tensors (B, ...)."""
+    known = {"position": "positions each item has read; 0 at the beginning", **(about or {})}
+    return tuple(
+        Port(name, ("batch", *t.shape[1:]), known.get(name, "state; 0 at the beginning")) for name, t in state.items()
+    )
+
+
+def step_form(
+    module: StepModule,
+    inputs: Sequence[Port],
+    said: tuple[str, str],
+    draw: Callable[[int, int, torch.Generator], tuple[Tensor, ...]],
+    *,
+    begin: Callable[[int, torch.Generator], tuple[Tensor, ...]] | None = None,
+    state_about: Mapping[str, str] | None = None,
+) -> ExportForm:
+    """Return the form of a step.
+
+    Args:
+        module: The step.
+        inputs: Its new inputs, whose second axis is ``length``.
+        said: Name of what it says, and what that is.
+        draw: Makes new inputs for B items of T positions.
+        begin: Makes the state of B items before the first step; None for zeros.
+        state_about: What the model's own state tensors hold.
+    """
+    steps = module.steps
+    start = begin or (lambda batch, _: tuple(steps.empty(batch).values()))
+    shapes = dict(zip(module.names, start(1, torch.Generator().manual_seed(0)), strict=True))
+    ports = state_ports(shapes, state_about)
+    one = steps.most == 1
+    axes = {"batch": BATCH} if one else {"batch": BATCH, "length": lengths(longest(steps.backbone, steps.max_len), 1)}
+
+    def sample(sizes: Mapping[str, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        batch, state = sizes["batch"], start(sizes["batch"], generator)
+        for _ in range(3):  # so that the state holds something
+            state = module(*draw(batch, 1, generator), *state)[1:]
+        return (*draw(batch, sizes.get("length", 1), generator), *(t.clone() for t in state))
+
+    fixed = tuple(Port(p.name, tuple(1 if one and s == "length" else s for s in p.shape), p.about) for p in inputs)
+    return ExportForm(
+        about="Reads the next positions, one or more of each item, and returns what is said of them and the next state. "
+        f"Every state tensor has the item first; attention keeps {steps.max_len} positions and forgets earlier ones.",
+        module=module,
+        inputs=(*fixed, *ports),
+        outputs={said[0]: said[1], **{f"next.{p.name}": f"{p.name} of the next call" for p in ports}},
+        axes=axes,
+        draw=sample,
+        state={f"next.{p.name}": p.name for p in ports},
+    )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def file_kind(path: Path, wanted: str | None = None) -> str:
+    """Return ``pt2`` or ``onnx``, by a file's ending.
+
+    Raises:
+        ConfigError: It has another one, or not the wanted one.
+    """
+    kind = KINDS.get(path.suffix)
+    if kind is None:
+        raise ConfigError(f"export: the file must end in .pt2 or .onnx, got {path.name!r}.")
+    if wanted is not None and wanted != kind:
+        raise ConfigError(f"export: --format {wanted} writes a file that ends in .{wanted}, got {path.name!r}.")
+    return kind
+
+
+def check_extra() -> None:
+    """Refuse to write ONNX without its packages.
+
+    Raises:
+        MissingExtraError: One is not installed.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "onnx", "export to .onnx")
+
+
+def write_form(name: str, form: ExportForm, path: Path, *, opset: int | None = None) -> Written:
+    """Write one program and compare it, as it is read back, with the module.
+
+    Args:
+        name: Of the form.
+        form: What to write.
+        path: A new file that ends in ``.pt2`` or ``.onnx``.
+        opset: Of ONNX; None for what torch recommends.
+
+    Raises:
+        ConfigError: The program is too large, has not the freedom its form says, or differs from the module.
+        MissingExtraError: ONNX is wanted, and a package is missing.
+    """
+    began = time.perf_counter()
+    kind = file_kind(path)
+    module = form.module.eval().requires_grad_(False)
+    with torch.no_grad():
+        program = trace(name, form)
+        if kind == "pt2":
+            with quiet():
+                torch.export.save(program, path)
+                run: Callable[..., Sequence[Any]] = _reader(torch.export.load(path).module())
+            more: dict[str, Any] = {}
+        else:
+            run, more = _write_onnx(name, form, program, path, opset)
+        compared = []
+        for number in range(max(len(axis.sizes) for axis in form.axes.values())):
+            sizes = {key: axis.sizes[number % len(axis.sizes)] for key, axis in form.axes.items()}
+            inputs = form.draw(sizes, torch.Generator().manual_seed(number))
+            wanted = as_tuple(module(*(t.clone() for t in inputs)))
+            compared.append((sizes, _compare(name, form, wanted, run(*inputs))))
+    worst = max(difference for _, difference in compared)
+    facts = {"file": path.name, **describe(form, program), **more, "largest_difference": worst}
+    return Written(name, path, time.perf_counter() - began, worst, tuple(compared), facts)
+
+
+def trace(name: str, form: ExportForm) -> ExportedProgram:
+    """Trace a form for all sizes of its axes.
+
+    Raises:
+        ConfigError: The module would need another program for other sizes.
+    """
+    sizes = {key: axis.sizes[0] for key, axis in form.axes.items()}
+    inputs = form.draw(sizes, torch.Generator().manual_seed(0))
+    for port, tensor in zip(form.inputs, inputs, strict=True):
+        shape = tuple(sizes.get(s, s) if isinstance(s, str) else s for s in port.shape)
+        if tensor.shape != shape:
+            raise ConfigError(f"export: {name}.{port.name} must be {shape}, got {tuple(tensor.shape)}.")
+    free = {key: Dim(key, min=axis.low, max=axis.high) for key, axis in form.axes.items()}
+    shapes = tuple({i: free[s] for i, s in enumerate(port.shape) if isinstance(s, str)} for port in form.inputs)
+    with quiet():
+        try:
+            program = torch.export.export(_Flat(form.module), inputs, dynamic_shapes={"tensors": shapes})
+        except torch._dynamo.exc.UserError as e:
+            reason = next((line.strip(" -") for line in str(e).splitlines()[1:] if line.strip()), str(e))
+            raise ConfigError(f"export: {name} is no program for any {' and '.join(form.axes)}: {reason[:200]}") from e
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def describe(form: ExportForm, program: ExportedProgram) -> dict[str, Any]:
+    """Return what the JSON file says of a program: its inputs and outputs by place, with shapes, types and ranges."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    names = symbols(form, program)
+
+    def facts(node: str) -> dict[str, Any]:
+        value = nodes[node].meta["val"]
+        return {"dtype": str(value.dtype).removeprefix("torch."), "shape": [_size(s, names) for s in value.shape]}
+
+    outputs = zip(form.outputs.items(), program.graph_signature.user_outputs, strict=True)
+    inputs = zip(form.inputs, program.graph_signature.user_inputs, strict=True)
+    return {
+        "about": form.about,
+        "inputs": [{"name": p.name, **facts(str(node)), "about": p.about} for p, node in inputs],
+        "outputs": [{"name": n, **facts(str(node)), "about": about} for (n, about), node in outputs],
+        "axes": {key: {"min": axis.low, "max": axis.high} for key, axis in form.axes.items()},
+        "state": dict(form.state),
+    }
+
+
+def symbols(form: ExportForm, program: ExportedProgram) -> dict[str, str]:
+    """Return the name of every axis by its symbol in the program."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    found: dict[str, str] = {}
+    for port, name in zip(form.inputs, program.graph_signature.user_inputs, strict=True):
+        for size, own in zip(nodes[str(name)].meta["val"].shape, port.shape, strict=True):
+            if isinstance(own, str):
+                found[str(size)] = own
+    return found
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch and ONNX say of their own insides from the user."""
+    names = ("torch.onnx", "onnx_ir", "onnxscript", "torch.export")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+class _Flat(nn.Module):
+    """A form's module, whose tensors have places and no names."""
+
+    def __init__(self, form: nn.Module) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return as_tuple(self.form(*tensors))
+
+
+def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    """Return one or more tensors as a tuple, without any that are None."""
+    return (value,) if isinstance(value, Tensor) else tuple(t for t in value if t is not None)
+
+
+def _reader(module: nn.Module) -> Callable[..., Sequence[Any]]:
+    return lambda *inputs: as_tuple(module(*inputs))
+
+
+def _size(size: Any, names: Mapping[str, str]) -> int | str:
+    return size if isinstance(size, int) else _renamed(str(size), names)
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    return re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), text)
+
+
+def _compare(name: str, form: ExportForm, wanted: Sequence[Tensor], found: Sequence[Any]) -> float:
+    """Return the largest difference of all outputs.
+
+    Raises:
+        ConfigError: An output differs too much.
+    """
+    worst = 0.0
+    for output, own, other in zip(form.outputs, wanted, found, strict=True):
+        a, b = own.double().numpy(), np.asarray(other, dtype=np.float64)
+        if a.shape != b.shape:
+            raise ConfigError(f"export: {name}.{output} is {b.shape} in the program and {a.shape} in the model.")
+        same = (a == b) | (np.isnan(a) & np.isnan(b))  # infinities among them
+        gap = float(np.abs(np.where(same, 0.0, a - b)).max(initial=0.0))
+        size = float(np.abs(a, where=np.isfinite(a), out=np.zeros_like(a)).max(initial=0.0))
+        if not gap <= TOLERANCE * max(1.0, size):
+            raise ConfigError(
+                f"export: {name}.{output} differs from the model by {gap:.3g}, more than {TOLERANCE:g} of its largest "
+                f"number {size:.3g}; nothing was written."
+            )
+        worst = max(worst, gap)
+    return worst
+
+
+def _write_onnx(
+    name: str, form: ExportForm, program: ExportedProgram, path: Path, opset: int | None
+) -> tuple[Callable[..., Sequence[Any]], dict[str, Any]]:
+    check_extra()
+    import onnx
+    import onnxruntime
+
+    nbytes = sum(t.nbytes for t in form.module.state_dict().values())
+    if nbytes >= PROTOBUF_BYTES:
+        raise ConfigError(
+            f"export: {name} has {nbytes / 2**30:.1f} GiB of weights, and a file of ONNX holds less than 2; write .pt2."
+        )
+    names = symbols(form, program)
+    with quiet():
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            optimize=False,  # the runtime does that
+            opset_version=opset,
+            input_names=[port.name for port in form.inputs],
+            output_names=list(form.outputs),
+        )
+    assert made is not None
+    proto = made.model_proto
+    for node in (proto.graph, *proto.graph.node):
+        del node.metadata_props[:]  # paths of this machine
+        node.doc_string = ""
+    del proto.graph.value_info[:]
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = _renamed(dim.dim_param, names)
+    path.write_bytes(proto.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    used = {port.name for port in session.get_inputs()}
+
+    def run(*inputs: Tensor) -> Sequence[Any]:
+        given = {p.name: t.numpy() for p, t in zip(form.inputs, inputs, strict=True) if p.name in used}
+        found: Sequence[Any] = session.run(list(form.outputs), given)
+        return found
+
+    version = max(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    return run, {"opset": version, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
