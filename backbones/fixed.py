@@ -83,7 +83,7 @@ class FixedSteps:
             x: Features of the next positions.
             tensors: Of ``empty``, or returned by an earlier call; they are not changed.
         """
-        state, position = self._state(tensors), tensors["position"]
+        state, position = self.state_of(tensors), tensors["position"]
         y = self.backbone.step(x, state)
         if isinstance(state, AxialState):
             return y, dict(state.tensors)
@@ -93,11 +93,8 @@ class FixedSteps:
             found |= {f"layers.{index}.{name}": tensor for name, tensor in _tensors(layer).items()}
         return y, found
 
-    def _layers(self) -> list[MixerState]:
-        assert isinstance(self._made, StackState)
-        return self._made.layers
-
-    def _state(self, tensors: Mapping[str, Tensor]) -> State:
+    def state_of(self, tensors: Mapping[str, Tensor]) -> State:
+        """Return an object for ``step`` of the backbone that holds the tensors, or copies of what it changes."""
         position = tensors["position"]
         batch = position.shape[0]
         if isinstance(self._made, AxialState):
@@ -117,6 +114,10 @@ class FixedSteps:
             opt.real = position
             return opt
         return StackState(layers, batch)
+
+    def _layers(self) -> list[MixerState]:
+        assert isinstance(self._made, StackState)
+        return self._made.layers
 
 
 def _held(layer: MixerState) -> dict[str, Tensor]:

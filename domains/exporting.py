@@ -33,7 +33,7 @@ from vertebra.domains.model import DomainModel
 from vertebra.errors import ConfigError, MissingExtraError
 
 TOLERANCE = 1e-4
-"""Largest difference from the model, for an output whose largest number is 1 or less; above, relative to that number."""
+"""Largest difference from the model, of an output whose largest number is 1 or less; else relative to that number."""
 LONGEST = 4096
 """Positions of one call, where the model sets no limit: attention, and exported Mamba-2, are quadratic in them."""
 MOST_ITEMS = 4096
@@ -263,8 +263,8 @@ def step_form(
 
     fixed = tuple(Port(p.name, tuple(1 if one and s == "length" else s for s in p.shape), p.about) for p in inputs)
     return ExportForm(
-        about="Reads the next positions, one or more of each item, and returns what is said of them and the next state. "
-        f"Every state tensor has the item first; attention keeps {steps.max_len} positions and forgets earlier ones.",
+        about="Reads the next positions of each item and returns what is said of them and the next state. Every state "
+        f"tensor has the item first; attention keeps {steps.max_len} positions and forgets earlier ones.",
         module=module,
         inputs=(*fixed, *ports),
         outputs={said[0]: said[1], **{f"next.{p.name}": f"{p.name} of the next call" for p in ports}},

@@ -179,8 +179,8 @@ class ImageDiffusion(DomainModel):
         wanted = (self.spec.channels, self.spec.height, self.spec.width)
         if noisy.shape[1:] != wanted:
             raise ShapeError(f"ImageDiffusion: images must be (B, {', '.join(map(str, wanted))}), got {_shape(noisy)}.")
-        self._check_labels(labels, len(noisy), values=False)
-        cond = self._one_hot(labels, len(noisy))
+        self._check_labels(labels, noisy.shape[0], values=False)
+        cond = self._one_hot(labels, noisy.shape[0])
         tokens, latents = self.denoise(self._patches(noisy), gamma, cond, previous)
         found = self._pixels(tokens)
         return found if self.target == "noise" else mix(found, noisy, gamma), latents
