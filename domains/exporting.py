@@ -10,8 +10,12 @@ Shapes are written with names of axes, ``("batch", "length")``.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import re
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from vertebra import __version__
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.fixed import FixedSteps
 from vertebra.domains.model import DomainModel
+from vertebra.domains.saving import model_config
 from vertebra.errors import ConfigError, MissingExtraError
 
+FORMAT = 1
+"""Of the JSON file."""
 TOLERANCE = 1e-4
 """Largest difference from the model, of an output whose largest number is 1 or less; else relative to that number."""
 LONGEST = 4096
@@ -507,3 +515,73 @@ def _write_onnx(
 
     version = max(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     return run, {"opset": version, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
+
+
+# ---------------------------------------------------------------- the whole
+
+
+def export_model(
+    model: DomainModel,
+    path: Path,
+    *,
+    name: str = "",
+    steps: bool = False,
+    max_length: int | None = None,
+    opset: int | None = None,
+    told: Callable[[Written], None] = lambda written: None,
+) -> list[Written]:
+    """Write a model's programs, and beside them the JSON file that says how they are used.
+
+    ``NAME.pt2`` is the forward, ``NAME.step.pt2`` and ``NAME.begin.pt2`` are the programs that write, and ``NAME.json``
+    holds inputs, outputs, axes, tokens, normalisation and the model's config. All of them appear, or none.
+
+    Args:
+        model: What to export; its parameters no longer want gradients.
+        path: File of the forward; ends in ``.pt2`` or ``.onnx``.
+        name: What the JSON file calls the model.
+        steps: Whether to write the programs of a model that writes token after token too.
+        max_length: Positions that the state of a step keeps; None for what the model was made for.
+        opset: Of ONNX; None for what torch recommends.
+        told: Called with each program when it is written and compared.
+
+    Raises:
+        ConfigError: The model is no program, differs as one, or the file cannot be written.
+        MissingExtraError: ONNX is wanted, and a package is missing.
+    """
+    kind = file_kind(path)
+    if kind == "onnx":
+        check_extra()
+    if max_length is not None and max_length < 1:
+        raise ConfigError(f"export: --max-length must be at least 1, got {max_length}.")
+    exports = exports_of(model.eval(), steps=steps, max_length=max_length)
+    target = path.with_suffix(".json")
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
+    except OSError as e:
+        raise ConfigError(f"export: {path} cannot be written ({e.strerror}); choose another place.") from e
+    try:
+        written = []
+        for form_name, form in exports.forms.items():
+            file = made / (path.name if form_name == "forward" else f"{path.stem}.{form_name}{path.suffix}")
+            written.append(write_form(form_name, form, file, opset=opset))
+            told(written[-1])
+        facts = {
+            "format": FORMAT,
+            "vertebra": __version__,
+            "torch": torch.__version__,
+            "model": name or type(model).__name__,
+            "task": model.task,
+            "kind": kind,
+            "programs": {w.form: w.facts for w in written},
+            "facts": exports.facts,
+            "config": model_config(model),
+        }
+        (made / target.name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for file in sorted(made.iterdir()):
+            try:
+                file.replace(path.parent / file.name)
+            except OSError as e:
+                raise ConfigError(f"export: {path} cannot be written ({e.strerror}); choose another place.") from e
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return [dataclasses.replace(w, path=path.parent / w.path.name) for w in written]

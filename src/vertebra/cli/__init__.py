@@ -30,6 +30,7 @@ VERBS = {
     "list": ("listing", "[backbones|models|recipes|pipelines] [PATTERN]", "what there is"),
     "info": ("info", "NAME|DIR|FILE.ckpt", "what a backbone, model, recipe, pipeline or run is"),
     "convert": ("convert", "SOURCE -o DIR [--family NAME | --to NAME]", "a published checkpoint to a model directory"),
+    "export": ("export", "MODEL -o FILE.pt2|FILE.onnx [--step]", "a model as a program that runs without this package"),
     "config": ("training", "[RECIPE] [-c FILE] [...]", "the resolved configuration that `fit` would use"),
     "sample": ("work", "DOMAIN -o DIR [--seed N]", "fabricated files in the real formats of a domain"),
     "doctor": ("doctor", "[--short]", "versions, devices, and what missing extras would enable"),
