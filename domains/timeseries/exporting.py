@@ -48,7 +48,8 @@ def exports(model: PatchForecaster, steps: bool, max_length: int | None) -> Expo
         observed[-1, 0, : spec.context // 3] = False
         walk = torch.randn(shape, generator=generator).cumsum(-1) / spec.context**0.5
         drawn = [walk.masked_fill(~observed, 0), observed]
-        drawn += [torch.randn(batch, *port.shape[1:], generator=generator) for port in inputs if port.name in MORE]
+        more = [(batch, *(int(size) for size in port.shape[1:])) for port in inputs if port.name in MORE]
+        drawn += [torch.randn(wanted, generator=generator) for wanted in more]
         return (*drawn, draw_ids((batch,), 1, 25, generator)) if model.seasonal else tuple(drawn)
 
     told = not model.param_proj.density and model.param_proj.quantiles(torch.zeros(1, model.param_proj.numbers, 1),

@@ -21,7 +21,9 @@ def published(tmp_path):
     """A small scaling-law encoder by its published names."""
     torch.manual_seed(0)
     spec = SeriesSpec(context=1000, horizon=192)
-    model = PatchForecaster(create_backbone("tsfm_test,causal=false"), spec, patch=32, head="mixture", tell_observed=False)
+    model = PatchForecaster(
+        create_backbone("tsfm_test,causal=false"), spec, patch=32, head="mixture", tell_observed=False
+    )
     tensors, config = converters()["tsfm"].restore(model.eval())
     folder = tmp_path / "published"
     folder.mkdir()
