@@ -159,16 +159,16 @@ def as_name(config: BackboneConfig) -> str:
 
 @torch.inference_mode()
 def forward_ms(backbone: Backbone, length: int) -> float:
-    """Milliseconds a token of one sequence read at once; the best of three."""
+    """Milliseconds a token of one sequence read at once; the best of five."""
     x = torch.randn(1, length, backbone.config.dim)
     backbone(x)
-    return min(_timed(lambda: backbone(x)) for _ in range(3)) / length
+    return min(_timed(lambda: backbone(x)) for _ in range(5)) / length
 
 
 @torch.inference_mode()
 def decoding(backbone: Backbone, length: int, steps: int = 32) -> tuple[float, int]:
-    """Milliseconds a token that is decoded behind ``length`` others, the best of three, and bytes of the state."""
-    state = backbone.init_state(1, length + 4 * steps)
+    """Milliseconds a token that is decoded behind ``length`` others, the best of five, and bytes of the state."""
+    state = backbone.init_state(1, length + 6 * steps)
     backbone.step(torch.randn(1, length, backbone.config.dim), state)
     held = state.nbytes
     x = torch.randn(1, 1, backbone.config.dim)
@@ -178,7 +178,7 @@ def decoding(backbone: Backbone, length: int, steps: int = 32) -> tuple[float, i
             backbone.step(x, state)
 
     some()
-    return min(_timed(some) for _ in range(3)) / steps, held
+    return min(_timed(some) for _ in range(5)) / steps, held
 
 
 def _timed(call: object) -> float:
@@ -192,9 +192,9 @@ def costs(teacher: BackboneConfig, students: dict[str, HybridConfig], path: Path
     """Print time and memory against length, and draw them."""
     models = {"teacher": teacher, **students}
     rows: dict[str, list[tuple[float, float, int]]] = {name: [] for name in models}
-    for name, config in models.items():
-        backbone = config.build().eval()
-        for length in lengths:
+    backbones = {name: config.build().eval() for name, config in models.items()}
+    for length in lengths:
+        for name, backbone in backbones.items():
             rows[name].append((forward_ms(backbone, length), *decoding(backbone, length)))
     print("\n| tokens | " + " | ".join(f"{n}: forward | decoding | state" for n in models) + " |")
     print("| ---: |" + " ---: | ---: | ---: |" * len(models))
