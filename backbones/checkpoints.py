@@ -25,6 +25,7 @@ from torch import Tensor
 from vertebra.backbones.archives import check_torch_zip, is_torch_zip, unpack
 from vertebra.backbones.files import inside, read_json, read_safetensors_header
 from vertebra.backbones.hub import PREFIX, fetch_checkpoint, shard_names
+from vertebra.backbones.pickles import check_pickle
 from vertebra.errors import LoadError
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")
@@ -176,6 +177,7 @@ def read_torch(path: Path) -> Any:
         if not zipfile.is_zipfile(path):
             raise LoadError(f"{path}: cut short or damaged, it begins as a file of torch but has no end; get it again.")
         check_torch_zip(path)
+    check_pickle(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that are older or newer than torch's own

@@ -217,6 +217,29 @@ def test_tensors_that_claim_more_than_the_file_has(tmp_path):
     assert list(read_weights(path)) == ["w", "tied"]
 
 
+BYTEARRAY = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\xe4\x0b\x54\x02\x85R."  # of ten thousand million bytes
+AGAIN = b"".join(b"q%ch%c\x86" % (i, i) for i in range(45))  # a pair of the last pair, 45 times
+KEY = b"\x80\x02}K\x01\x85" + AGAIN + b"K\x01s."
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(("pickled", "match"), [(BYTEARRAY, "asks for memory by a number"), (KEY, "again and again")])
+def test_pickles_that_take_all_memory_or_all_time(tmp_path, new, pickled, match):
+    path = tmp_path / "w.pth"
+    torch.save(TENSORS, path, _use_new_zipfile_serialization=new)
+    if new:
+        with zipfile.ZipFile(path) as source:
+            members = {info.filename: source.read(info) for info in source.infolist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+    else:
+        head = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+        path.write_bytes(head + pickled + pickle.dumps([], 2))
+    with pytest.raises(LoadError, match=match):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"hello world, this is text", bytes(64), b"PK\x03\x04cut", b"\x80\x02bad."])
 def test_other_bytes_are_refused(tmp_path, content):
     path = tmp_path / "w.pth"
