@@ -176,3 +176,10 @@ def test_onnx_names_its_extra(package, small, tmp_path, capsys, monkeypatch):
 def test_the_format_gives_the_ending(small, tmp_path):
     assert main(["export", small[1], "-o", str(tmp_path / "m"), "--format", "pt2"]) == 0
     assert (tmp_path / "m.pt2").is_file()
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from vertebra.cli import main; main(['export', '--help']); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--max-length" in done.stdout
