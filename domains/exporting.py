@@ -537,7 +537,7 @@ def export_model(
 
     Args:
         model: What to export; its parameters no longer want gradients.
-        path: File of the forward; ends in ``.pt2`` or ``.onnx``.
+        path: File of the forward; ends in ``.pt2`` or ``.onnx``. Its folder is made.
         name: What the JSON file calls the model.
         steps: Whether to write the programs of a model that writes token after token too.
         max_length: Positions that the state of a step keeps; None for what the model was made for.
@@ -556,6 +556,7 @@ def export_model(
     exports = exports_of(model.eval(), steps=steps, max_length=max_length)
     target = path.with_suffix(".json")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
     except OSError as e:
         raise ConfigError(f"export: {path} cannot be written ({e.strerror}); choose another place.") from e

@@ -148,10 +148,10 @@ def test_words_of_what_cannot_be(small, tmp_path, capsys, monkeypatch):
         fails(capsys, folder, "-o", "m.pt2", "--format", "onnx")
         == "export: --format onnx writes a file that ends in .onnx, got 'm.pt2'."
     )
-    place = tmp_path / "nowhere" / "m.pt2"
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "m.pt2"
     assert (
-        fails(capsys, folder, "-o", place)
-        == f"export: {place} cannot be written (No such file or directory); choose another place."
+        fails(capsys, folder, "-o", place) == f"export: {place} cannot be written (File exists); choose another place."
     )
     assert (
         fails(capsys, folder, "-o", tmp_path / "m.pt2", "--step", "--max-length", "0")
