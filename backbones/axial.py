@@ -439,8 +439,7 @@ class Axial(Backbone):
             raise ShapeError("Axial.step: padding must stand on the left of the real positions.")
         if x.shape[1] > 1 or mask is not None:
             return self._step_rows(x, state, mask)
-        exporting = torch.compiler.is_exporting()  # a program looks at no number
-        if not exporting:
+        if not state.fixed:
             state.check_room(int(state.position.max()) + 1)
         inputs = state.tensors["inputs"]
         if state.column is None:
@@ -448,7 +447,9 @@ class Axial(Backbone):
         else:
             inputs[:, state.column] = x[:, 0]
         y = self.inner_step(x, state)
-        if state.column == 0 or (state.column is None and (exporting or bool((state.position % state.row == 0).any()))):
+        if state.column == 0 or (
+            state.column is None and (state.fixed or bool((state.position % state.row == 0).any()))
+        ):
             self.finish_row(inputs, state)
         return y
 
@@ -539,7 +540,7 @@ class Axial(Backbone):
 
         What is kept of a row that is not finished yet is never seen, and replaced when it is.
         """
-        if torch.compiler.is_exporting():
+        if state.fixed:
             count = -(-state.max_len // state.row)
         else:
             count = int(number.max()) + 1

@@ -283,9 +283,10 @@ class EBranchformerLayer(nn.Module):
 
     def step(self, x: Tensor, state: LayerState, mask: Tensor | None, inside: Tap) -> Tensor:
         """Map the next positions x (B, T, D) to (B, T, D)."""
+        names = iter(("gate", "merge"))  # in the order in which ``_both`` convolves
 
         def convolve(new: Tensor, conv: nn.Conv1d) -> Tensor:
-            name = "merge" if conv is self.merge_conv else "gate"
+            name = next(names)
             new = new if mask is None else new.masked_fill(~mask[..., None], 0)
             columns = torch.cat([state.columns[name].to(new.dtype), new], dim=1)  # (B, K-1+T, C)
             state.columns[name] = columns[:, new.shape[1] :].to(state.columns[name].dtype, copy=True)
@@ -499,7 +500,7 @@ class EBranchformerState(StackState):
     """
 
     def __init__(self, layers: list[MixerState], position: Tensor) -> None:
-        super().__init__(layers, len(position))
+        super().__init__(layers, position.shape[0])
         self.position = position
 
     @property

@@ -100,7 +100,7 @@ class FixedSteps:
         if isinstance(self._made, AxialState):
             copies = {name: tensor.clone() for name, tensor in tensors.items()}
             state = AxialState(copies, self._made.growth, self._made.free, self.max_len)
-            state.column = None  # items stand where they stand
+            state.column, state.fixed = None, True  # items stand where they stand
             return state
         layers = []
         for index, layer in enumerate(self._layers()):

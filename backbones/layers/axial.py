@@ -126,9 +126,8 @@ def angles_at(attention: Attention, positions: Tensor) -> Angles | None:
     """Return what rotates heads (B, N, T, K) at positions (B, T): cosine and sine (B, 1, T, K/2); None without rope."""
     if attention.rope is None:
         return None
-    cos, sin = rope_angles(positions.flatten(), attention.rope.width, attention.rope.theta)
-    shape = (len(positions), 1, positions.shape[1], -1)
-    return cos.view(shape), sin.view(shape)
+    cos, sin = rope_angles(positions, attention.rope.width, attention.rope.theta)
+    return cos[:, None], sin[:, None]
 
 
 def project(attention: Attention, x: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,6 +166,7 @@ class AxialState(TensorState):
         self.row = tensors["inputs"].shape[1]
         self.column: int | None = 0  # of all items, where it is one and the same
         self.angles: Angles | None = None  # of all columns of a row
+        self.fixed = False  # whether nothing may depend on how far items have read, see ``fixed.py``
 
     @property
     def position(self) -> Tensor:
@@ -190,7 +190,7 @@ class AxialState(TensorState):
     def select(self, indices: Tensor) -> AxialState:
         """Keep the batch items ``indices`` (N,), in that order."""
         new = AxialState(super().select(indices).tensors, self.growth, self.free, self.max_len)
-        new.column = self.column
+        new.column, new.fixed = self.column, self.fixed
         return new
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:

@@ -151,7 +151,7 @@ class TensorState(State):
     @property
     def batch_size(self) -> int:
         """Number of items B."""
-        return len(self.tensors["position"])
+        return self.tensors["position"].shape[0]
 
     def select(self, indices: Tensor) -> TensorState:
         """Keep the batch items ``indices`` (N,), in that order."""
