@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shutil
 import tempfile
 import warnings
@@ -119,9 +120,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         only = len(archives) == 1 and not any(p.suffix in _SUFFIXES for p in folder.iterdir())
         return _opened(text, archives[0] if only else folder)
     path = Path(text.removeprefix("local-dir:"))
-    if not path.exists():
+    if not os.path.exists(path):  # which, unlike the method, has no objection to a name that is too long
         raise LoadError(
-            f"{text}: no such file or folder; give a file of weights, a folder with one, or hf-hub:ORG/NAME."
+            f"{text[:300]}: no such file or folder; give a file of weights, a folder with one, or hf-hub:ORG/NAME."
         )
     return _opened(text, path)
 

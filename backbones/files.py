@@ -16,6 +16,7 @@ from vertebra.errors import LoadError
 
 MOST_JSON = 16 << 20  # bytes; Python objects take up to thirty times as much
 _LONGEST_HEADER = 25_000_000  # bytes; the limit of the hub
+_LONGEST_NAME = 255  # bytes; the limit of common file systems
 _MOST_AXES = 64  # of a tensor; the limit of torch
 _BITS = {
     **dict.fromkeys(("F4",), 4),
@@ -167,7 +168,9 @@ def inside(folder: Path, name: str) -> Path | None:
 
 def is_plain_name(name: object) -> bool:
     """Whether a name that a file gives is that of a file beside it, and no path."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0", os.sep, ":"}
+    if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\\", "\0", os.sep, ":"}:
+        return False
+    return len(name.encode("utf-8", "replace")) <= _LONGEST_NAME
 
 
 def _short(text: str, most: int = 100) -> str:

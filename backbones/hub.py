@@ -193,7 +193,7 @@ def shard_names(index: Path) -> list[str]:
         raise LoadError(f"{index}: not an index of shards (no weight_map).")
     for name in weights.values():
         if not is_plain_name(name):
-            raise LoadError(f"{index}: a shard must be a file beside the index, got {name!r}.")
+            raise LoadError(f"{index}: a shard must be a file beside the index, got {repr(name)[:100]}.")
     return sorted(set(weights.values()))
 
 

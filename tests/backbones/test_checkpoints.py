@@ -78,6 +78,8 @@ def test_shards_and_what_stands_beside(tmp_path):
 def test_no_weights_or_several(tmp_path):
     with pytest.raises(LoadError, match="no such file or folder; give a file of weights, a folder with one, or hf-hub"):
         open_checkpoint(tmp_path / "none")
+    with pytest.raises(LoadError, match="no such file or folder"):
+        open_checkpoint("MA" * 5000)
     with pytest.raises(LoadError, match="must hold one file of weights, got none"):
         _ = open_checkpoint(tmp_path).tensors
     for name in ("a.pth", "b.pth"):
@@ -389,7 +391,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside.safetensors", "/etc/passwd", "a\\b", "", ".", "..", 3, None, ["x"], "a\0b"]
+    "name", ["../outside.safetensors", "/etc/passwd", "a\\b", "", ".", "..", 3, None, ["x"], "a\0b", "MA" * 500]
 )
 def test_an_index_that_names_paths_is_refused(tmp_path, name):
     folder = tmp_path / "model"
