@@ -449,6 +449,8 @@ def places(layout: Layout) -> Tensor:
         first = (index * begins).cummax(1).values  # of the own sequence
     if layout.mask is not None:
         real = index.masked_fill(~layout.mask, layout.length)
+        if layout.segments is None:
+            return (index - real.amin(1, keepdim=True)).clamp(min=0)
         following = real.flip(1).cummin(1).values.flip(1)  # the next real position
         first = following.gather(1, first.expand_as(following))
     return (index - first).clamp(min=0)

@@ -221,12 +221,12 @@ class StepModule(nn.Module):
         self.names = (*kept, *steps.empty(1))
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Map new inputs and state tensors, in the order of ``names``, to what is said and the next state tensors."""
+        """Map new inputs and state tensors, in the order of ``names``, to what is said and those that change."""
         state = dict(zip(self.names, tensors[self.inputs :], strict=True))
         own = {name: state.pop(name) for name in self.kept}
         x = self.read(*tensors[: self.inputs], state["position"], *own.values())
         y, state = self.steps(x, state)
-        return (self.say(y), *own.values(), *(state[name] for name in self.names[len(own) :]))
+        return (self.say(y), *(state[name] for name in self.names[len(own) :]))
 
 
 def state_ports(state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> tuple[Port, ...]:
@@ -256,7 +256,7 @@ def step_form(
         begin: Makes the state of B items before the first step; None for zeros.
         state_about: What the model's own state tensors hold.
     """
-    steps = module.steps
+    steps, kept = module.steps, len(module.kept)
     start = begin or (lambda batch, _: tuple(steps.empty(batch).values()))
     shapes = dict(zip(module.names, start(1, torch.Generator().manual_seed(0)), strict=True))
     ports = state_ports(shapes, state_about)
@@ -266,7 +266,7 @@ def step_form(
     def sample(sizes: Mapping[str, int], generator: torch.Generator) -> tuple[Tensor, ...]:
         batch, state = sizes["batch"], start(sizes["batch"], generator)
         for _ in range(3):  # so that the state holds something
-            state = module(*draw(batch, 1, generator), *state)[1:]
+            state = (*state[:kept], *module(*draw(batch, 1, generator), *state)[1:])
         return (*draw(batch, sizes.get("length", 1), generator), *(t.clone() for t in state))
 
     fixed = tuple(Port(p.name, tuple(1 if one and s == "length" else s for s in p.shape), p.about) for p in inputs)
@@ -275,10 +275,10 @@ def step_form(
         f"tensor has the item first; attention keeps {steps.max_len} positions and forgets earlier ones.",
         module=module,
         inputs=(*fixed, *ports),
-        outputs={said[0]: said[1], **{f"next.{p.name}": f"{p.name} of the next call" for p in ports}},
+        outputs={said[0]: said[1], **{f"next.{p.name}": f"{p.name} of the next call" for p in ports[kept:]}},
         axes=axes,
         draw=sample,
-        state={f"next.{p.name}": p.name for p in ports},
+        state={f"next.{p.name}": p.name for p in ports[kept:]},
     )
 
 
@@ -490,9 +490,17 @@ def _write_onnx(
             optimize=False,  # the runtime does that
             opset_version=opset,
             input_names=[port.name for port in form.inputs],
-            output_names=list(form.outputs),
         )
     assert made is not None
+    named = dict(zip(made.model.graph.outputs, form.outputs, strict=True))
+    for inner in made.model.graph:
+        for value in inner.outputs:
+            if value in named:
+                value.name = f"{named[value]}.out"  # free its final name first
+            elif value.name in form.outputs:
+                value.name = f"{value.name}.inner"
+    for value, output in named.items():
+        value.name = output
     proto = made.model_proto
     for node in (proto.graph, *proto.graph.node):
         del node.metadata_props[:]  # paths of this machine

@@ -141,7 +141,7 @@ def _generator(model: ImageGenerator, steps: bool) -> dict[str, ExportForm]:
         return found
 
     names = (BASE, *fixed.empty(1))
-    about = {BASE: "what is known of every pixel of the channel"}
+    about = {BASE: "what is known of every pixel of the channel, the same in all its steps"}
     ports = state_ports(dict(zip(names, start(1, torch.Generator().manual_seed(0)), strict=True)), about)
     forms["begin"] = ExportForm(
         about="Makes the state before the first pixel of a channel, of what the channels before it are.",
@@ -227,4 +227,4 @@ class _AxialStep(StepModule):
         state.advance(position, None)
         x = before * (position % width > 0)[:, None, None] + _rows(base, position[:, None])
         y = backbone.inner_step(x, state)
-        return (self.say(y), base, *(state.tensors[name] for name in self.names[1:]))
+        return (self.say(y), *(state.tensors[name] for name in self.names[1:]))

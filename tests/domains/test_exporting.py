@@ -155,10 +155,10 @@ def test_an_image_pixel_by_pixel_is_one_pass(name, tmp_path):
     _, begin = program_of(model, "begin", tmp_path)
     _, step = program_of(model, "step", tmp_path)
     for channel in (0, 2):
-        state = begin(images, torch.full((2,), channel), labels)
+        base, *state = begin(images, torch.full((2,), channel), labels)
         before = torch.full((2, 1), 3)  # of no account
         for at in range(20):
-            logits, *state = step(before, *state)
+            logits, *state = step(before, base, *state)
             torch.testing.assert_close(logits[:, 0], wanted[:, channel, at], atol=1e-4, rtol=1e-4)
             before = ids[:, channel, at : at + 1]
 
