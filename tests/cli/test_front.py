@@ -19,6 +19,7 @@ LIGHT = [
     ["list"],
     ["list", "backbones"],
     ["convert", "--help"],
+    ["export", "--help"],
     ["info", "illama_nano"],
     ["doctor", "--short"],
     ["fit", "--help"],
