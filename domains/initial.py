@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vertebra.backbones.base import Backbone
+from vertebra.backbones.checkpoints import read_torch
 from vertebra.backbones.pretrained import LoadReport, extend, load_state, read_config, read_tensors
 from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
 from vertebra.domains.model import DomainModel, Origin
@@ -109,10 +109,20 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise LoadError(f"{path}: no such checkpoint file.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
-        raise LoadError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0] if str(e) else e!r}).") from e
+    checkpoint = read_lightning(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "spec", "class_path"} <= checkpoint.keys():
         raise LoadError(f"{path}: must hold state_dict, spec and class_path, as checkpoints of vertebra's tasks do.")
     return checkpoint
+
+
+def read_lightning(path: str | os.PathLike[str]) -> Any:
+    """Read a file that Lightning wrote, without running code from it, nor letting it take memory it does not hold.
+
+    Raises:
+        LoadError: It cannot be read.
+    """
+    try:
+        return read_torch(Path(path))
+    except LoadError as e:
+        reason = str(e).removeprefix(f"{path}: ").rstrip(".")
+        raise LoadError(f"{path}: not a readable checkpoint ({reason}).") from e

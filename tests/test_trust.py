@@ -4,6 +4,7 @@ import json
 import resource
 import shutil
 import time
+import zipfile
 
 import pytest
 import torch
@@ -295,6 +296,18 @@ def test_a_lightning_checkpoint_that_needs_code(tmp_path):
     with pytest.raises(LoadError, match="must hold state_dict, spec and class_path"):
         read_checkpoint(tmp_path / "a.ckpt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_lightning_checkpoint_that_grows_when_it_is_read(tmp_path):
+    plain, packed = tmp_path / "plain.ckpt", tmp_path / "packed.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(1 << 20)}, "spec": {}, "class_path": "x"}, plain)
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member in source.infolist():
+            archive.writestr(member.filename, source.read(member))
+    assert packed.stat().st_size < 1 << 16
+    with pytest.raises(LoadError, match=r"packed\.ckpt: not a readable checkpoint \(.*compress"):
+        read_checkpoint(packed)
+    assert main(["test", "dna/promoter", "--ckpt_path", str(packed)]) == 2
 
 
 # ---------------------------------------------------------------- anything

@@ -69,14 +69,9 @@ def read_checkpoint_of(call: Invocation) -> dict[str, Any] | None:
     """
     if call.checkpoint is None:
         return None
-    import torch
+    from vertebra.domains.initial import read_lightning
 
-    try:
-        checkpoint = torch.load(call.checkpoint, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds: pickle, zip, runtime and end-of-file errors
-        raise LoadError(
-            f"{call.checkpoint}: not a readable checkpoint ({next(iter(str(e).splitlines()), repr(e))})."
-        ) from e
+    checkpoint = read_lightning(call.checkpoint)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise LoadError(f"{call.checkpoint}: must hold a Lightning checkpoint, with a state_dict.")
     return checkpoint
