@@ -392,7 +392,7 @@ def resolve(backbone: BackboneConfig | str, **changes: Any) -> BackboneConfig:
         name, fields = split_name(backbone)
         changes = {**fields, **changes}
         if is_pretrained(name):
-            from vertebra.backbones.pretrained import read_backbone_config
+            from vertebra.backbones.loading.pretrained import read_backbone_config
 
             config = read_backbone_config(name)
         elif name.startswith("timm:"):
@@ -415,7 +415,7 @@ def create_backbone(backbone: BackboneConfig | str, **changes: Any) -> Backbone:
     """
     built = resolve(backbone, **changes).build()
     if isinstance(backbone, str) and is_pretrained(name := split_name(backbone)[0]):
-        from vertebra.backbones.pretrained import load_backbone
+        from vertebra.backbones.loading.pretrained import load_backbone
 
         load_backbone(built, name)
     return built

@@ -24,7 +24,7 @@ from vertebra.backbones.layers.attention import Attention, AttentionState, atten
 from vertebra.backbones.layers.masks import Layout
 from vertebra.backbones.layers.mixer import MixerState, check_state
 from vertebra.backbones.layers.mlp import MLP
-from vertebra.backbones.pretrained import load_state
+from vertebra.backbones.loading.pretrained import load_state
 from vertebra.backbones.stack import Block, SequenceBackbone, StackConfig, StackState
 from vertebra.errors import ConfigError, LoadError, ShapeError
 

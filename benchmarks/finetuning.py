@@ -150,7 +150,7 @@ DOMAINS = {
 def backbone_of(model: str) -> str:
     """The structure of a bundled model's backbone, as the command line reads it."""
     from vertebra.backbones.base import config_class
-    from vertebra.backbones.pretrained import read_config
+    from vertebra.backbones.loading.pretrained import read_config
 
     fields = dict(read_config(model)["backbone"])
     cls = config_class(fields.pop("family"))

@@ -59,7 +59,7 @@ def make_seeds(folder: Path) -> None:
 
     from vertebra.backbones.base import resolve
     from vertebra.backbones.catalog import bundled_models
-    from vertebra.backbones.pretrained import read_config
+    from vertebra.backbones.loading.pretrained import read_config
     from vertebra.domains.dna.task import DNAClassificationTask
     from vertebra.domains.saving import build_model, save_model
     from vertebra.domains.spec import DataSpec
@@ -285,8 +285,8 @@ def make_case(seeds: Path, place: Path, rng: random.Random) -> Path:
 def loaders(case: Path, conversions: bool) -> list[Callable[[], object]]:
     """Everything that reads a source of its kind."""
     from vertebra.backbones.base import create_backbone
-    from vertebra.backbones.checkpoints import open_checkpoint
-    from vertebra.backbones.pretrained import read_tensors
+    from vertebra.backbones.loading.checkpoints import open_checkpoint
+    from vertebra.backbones.loading.pretrained import read_tensors
     from vertebra.cli.info import describe
     from vertebra.domains.base import load_task
     from vertebra.domains.loading import load

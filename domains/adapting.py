@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vertebra.backbones.pretrained import Adapter, extend
+from vertebra.backbones.loading.pretrained import Adapter, extend
 
 __all__ = ["Adapter", "by_name", "extend", "fresh", "interpolated", "resample", "resampled"]
 

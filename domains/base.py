@@ -25,7 +25,7 @@ from torchmetrics import Metric
 
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
 from vertebra.backbones.catalog import ADAPTERS
-from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
 from vertebra.domains.finetuning import TuneConfig, add_adapters, drop_gradients, idle_adapters, merged, set_modes
 from vertebra.domains.initial import init_backbone, init_weights, read_checkpoint

@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint, open_checkpoint
-from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.backbones.loading.checkpoints import Checkpoint, open_checkpoint
+from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.model import DomainModel
 from vertebra.errors import LoadError, UnknownNameError
 

@@ -27,7 +27,7 @@ from torchmetrics import MeanMetric
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.layers.mamba2 import Form
-from vertebra.backbones.pretrained import load_state
+from vertebra.backbones.loading.pretrained import load_state
 from vertebra.backbones.seeding import check_seed, new_layers, replaced, seed_mamba2, student_config
 from vertebra.domains.base import BaseData, MetricTask
 from vertebra.domains.batching import Batch

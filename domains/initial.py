@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from vertebra.backbones.base import Backbone
-from vertebra.backbones.checkpoints import read_torch
-from vertebra.backbones.pretrained import LoadReport, extend, load_state, read_config, read_tensors
+from vertebra.backbones.loading.checkpoints import read_torch
+from vertebra.backbones.loading.pretrained import LoadReport, extend, load_state, read_config, read_tensors
 from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.spec import DataSpec
@@ -66,7 +66,7 @@ def _same_shape(own: Tensor | None, saved: Tensor) -> bool:
 
 def init_backbone(backbone: Backbone, source: str) -> LoadReport:
     """Load the backbone of a pretrained name, which may have low-rank adapters already."""
-    from vertebra.backbones.pretrained import load_backbone
+    from vertebra.backbones.loading.pretrained import load_backbone
 
     with without_adapters(backbone):
         return load_backbone(backbone, source)

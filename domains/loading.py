@@ -10,9 +10,9 @@ import torch
 
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.catalog import bundled_models
-from vertebra.backbones.checkpoints import open_checkpoint
-from vertebra.backbones.pretrained import load_backbone as load_into
-from vertebra.backbones.pretrained import load_state, model_folder, read_backbone_config, read_config
+from vertebra.backbones.loading.checkpoints import open_checkpoint
+from vertebra.backbones.loading.pretrained import load_backbone as load_into
+from vertebra.backbones.loading.pretrained import load_state, model_folder, read_backbone_config, read_config
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import load_model
 from vertebra.errors import LoadError

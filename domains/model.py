@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone
-from vertebra.backbones.pretrained import Adapter
+from vertebra.backbones.loading.pretrained import Adapter
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vertebra import __version__
-from vertebra.backbones.files import read_safetensors_header
-from vertebra.backbones.guard import cannot_be_built, check_numbers, check_size
-from vertebra.backbones.pretrained import (
+from vertebra.backbones.loading.files import read_safetensors_header
+from vertebra.backbones.loading.guard import cannot_be_built, check_numbers, check_size
+from vertebra.backbones.loading.pretrained import (
     backbone_config,
     load_state,
     model_folder,

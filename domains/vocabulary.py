@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from vertebra.backbones.checkpoints import Checkpoint
-from vertebra.backbones.files import read_json
+from vertebra.backbones.loading.checkpoints import Checkpoint
+from vertebra.backbones.loading.files import read_json
 from vertebra.errors import LoadError
 
 TOKENIZER_FILES = (

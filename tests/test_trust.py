@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from vertebra.backbones.base import create_backbone, resolve
 from vertebra.backbones.catalog import bundled_models, presets
-from vertebra.backbones.files import read_safetensors_header
-from vertebra.backbones.guard import check_size
-from vertebra.backbones.pretrained import read_config, save_tensors
+from vertebra.backbones.loading.files import read_safetensors_header
+from vertebra.backbones.loading.guard import check_size
+from vertebra.backbones.loading.pretrained import read_config, save_tensors
 from vertebra.cli import main
 from vertebra.domains.base import BaseTask, read_checkpoint
 from vertebra.domains.model import DomainModel

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.errors import LoadError
 
 Head = Literal["own", "tied", "none"]

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.hybrid import HybridConfig
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.published.base import (
     Head,
     Published,

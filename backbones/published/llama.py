@@ -17,9 +17,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.checkpoints import Checkpoint
-from vertebra.backbones.files import read_json
 from vertebra.backbones.illama import ILLaMAConfig
+from vertebra.backbones.loading.checkpoints import Checkpoint
+from vertebra.backbones.loading.files import read_json
 from vertebra.backbones.published.base import (
     Head,
     Published,

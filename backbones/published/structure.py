@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
 from vertebra.backbones.hybrid import HybridConfig
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.published.base import (
     Published,
     Renamer,

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.published.base import Head, PublishedFamily, told_config
 from vertebra.backbones.published.hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
 from vertebra.backbones.published.llama import LLAMA

@@ -23,9 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
+from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.backbones.opt import OFFSET, OPTConfig, opt_350m, transformers_names
-from vertebra.backbones.pretrained import LoadReport, load_state
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig, michelangelo_names, michelangelo_weights
 from vertebra.domains.mesh.model import SPECIAL, MeshGenerator

@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.opt import OPTConfig, transformers_names
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig, michelangelo_names
 from vertebra.errors import ConfigError, LoadError

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.opt import OFFSET, OPTConfig, opt_350m, transformers_names
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.mesh.codes import MeshCodeGenerator

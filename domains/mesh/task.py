@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric, SumMetric
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.decoding import Strategy
-from vertebra.backbones.pretrained import LoadReport
+from vertebra.backbones.loading.pretrained import LoadReport
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel
 from vertebra.domains.batching import Batch

@@ -19,10 +19,10 @@ import yaml
 from torch import Tensor
 
 from vertebra.backbones.base import create_backbone
-from vertebra.backbones.checkpoints import Checkpoint, open_checkpoint, read_weights
 from vertebra.backbones.ebranchformer import EBranchformerConfig
-from vertebra.backbones.files import inside
-from vertebra.backbones.pretrained import LoadReport, load_state
+from vertebra.backbones.loading.checkpoints import Checkpoint, open_checkpoint, read_weights
+from vertebra.backbones.loading.files import inside
+from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.speech.model import PromptConfig, SpeechCTC
 from vertebra.domains.speech.spec import BLANK, NO_LANGUAGE, NO_PROMPT, SpeechSpec

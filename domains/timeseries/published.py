@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.tsfm import TSFMConfig
 from vertebra.domains.conversion import Conversion, Converter, loaded
 from vertebra.domains.model import DomainModel

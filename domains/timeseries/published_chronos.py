@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.domains.conversion import Conversion, Converter
 from vertebra.domains.timeseries.published_trunk import tensors_of
 from vertebra.errors import LoadError

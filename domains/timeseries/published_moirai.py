@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.model import DomainModel
 from vertebra.domains.timeseries.heads import MoiraiHead

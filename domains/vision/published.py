@@ -13,10 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint, read_weights
 from vertebra.backbones.illama import ILLaMAConfig
+from vertebra.backbones.loading.checkpoints import Checkpoint, read_weights
+from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.backbones.opt import OPTConfig
-from vertebra.backbones.pretrained import LoadReport, load_state
 from vertebra.domains.conversion import Conversion, Converter, loaded
 from vertebra.domains.model import DomainModel
 from vertebra.domains.vision.model import ImageClassifier

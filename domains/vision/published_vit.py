@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from vertebra.backbones.checkpoints import Checkpoint
+from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.opt import OPTConfig
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.model import DomainModel

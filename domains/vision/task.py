@@ -22,7 +22,7 @@ from torchmetrics.classification import (
 )
 
 from vertebra.backbones.base import Backbone, BackboneConfig
-from vertebra.backbones.pretrained import LoadReport
+from vertebra.backbones.loading.pretrained import LoadReport
 from vertebra.backbones.timm import TimmConfig
 from vertebra.domains.averaging import AveragedTask
 from vertebra.domains.base import DomainModel

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.vocabulary import nucleotide_ids, read_vocabulary
 from vertebra.errors import LoadError
 

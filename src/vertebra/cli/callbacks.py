@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import SaveConfigCallback
 
-from vertebra.backbones.pretrained import LoadReport
+from vertebra.backbones.loading.pretrained import LoadReport
 from vertebra.cli.runs import BEST, INITIAL, LAST, create_folder, point_latest, whole_text
 from vertebra.domains.base import BaseTask
 from vertebra.errors import ConfigError

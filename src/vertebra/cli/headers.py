@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vertebra.backbones.files import inside, read_json, read_safetensors_header
+from vertebra.backbones.loading.files import inside, read_json, read_safetensors_header
 from vertebra.errors import LoadError
 
 __all__ = ["TensorsInfo", "context_of", "licence_of", "read_model_config", "read_safetensors_header", "tensors_info"]

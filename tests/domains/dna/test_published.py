@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters
 from vertebra.domains.dna.generation import bases_of, decoder_of, prompt_ids
 from vertebra.domains.dna.model import DNALanguageModel

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vertebra.backbones.base import BackboneConfig
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters
 from vertebra.domains.language.model import LanguageEncoder, LanguageModel
 from vertebra.domains.language.spec import LanguageSpec

@@ -26,7 +26,7 @@ from made_checkpoints import (
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters
 from vertebra.domains.dna.published import CONVERTERS as DNA
 from vertebra.domains.language.published import CONVERTERS

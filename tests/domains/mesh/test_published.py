@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from vertebra.backbones.checkpoints import open_checkpoint
 from vertebra.backbones.decoding import Stop, generate
 from vertebra.backbones.hybrid import HybridConfig
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.backbones.opt import OPTConfig
 from vertebra.domains.conversion import convert, converters
 from vertebra.domains.mesh.encoder import ShapeEncoderConfig

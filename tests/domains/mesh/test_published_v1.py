@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vertebra.backbones.checkpoints import open_checkpoint, read_weights
 from vertebra.backbones.decoding import Strategy
 from vertebra.backbones.hybrid import HybridConfig
+from vertebra.backbones.loading.checkpoints import open_checkpoint, read_weights
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.mesh.codes import MeshCodeGenerator
 from vertebra.domains.mesh.generation import decoder_of, write_ids

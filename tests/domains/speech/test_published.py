@@ -9,8 +9,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vertebra.backbones.checkpoints import open_checkpoint
 from vertebra.backbones.ebranchformer import EBranchformerConfig
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.saving import load_model, save_model
 from vertebra.domains.speech.loss import recognition_loss

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tests.reference import tsfm as slow
 
 from vertebra.backbones.base import create_backbone
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.backbones.tsfm import TSFMConfig
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.saving import load_model, save_model

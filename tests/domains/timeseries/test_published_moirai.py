@@ -13,7 +13,7 @@ from made_series import made
 from safetensors.torch import load_file, save_file
 
 from vertebra.backbones.base import create_backbone
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.saving import load_model, save_model
 from vertebra.domains.timeseries.inference import SeriesForecaster

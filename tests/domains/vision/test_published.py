@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from timm.models import save_for_hf
 
 from vertebra.backbones.base import create_backbone
-from vertebra.backbones.checkpoints import open_checkpoint
+from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.saving import load_model, save_model
 from vertebra.domains.vision.model import ImageClassifier, resize_positions

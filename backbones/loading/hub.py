@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from vertebra.backbones.files import is_plain_name, read_json
+from vertebra.backbones.loading.files import is_plain_name, read_json
 from vertebra.errors import LoadError
 
 log = logging.getLogger("vertebra")

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from vertebra.backbones.archives import unpack
-from vertebra.backbones.checkpoints import open_checkpoint, read_weights
-from vertebra.backbones.files import read_json, read_safetensors_header
+from vertebra.backbones.loading.archives import unpack
+from vertebra.backbones.loading.checkpoints import open_checkpoint, read_weights
+from vertebra.backbones.loading.files import read_json, read_safetensors_header
 from vertebra.errors import LoadError, VertebraError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2, dtype=torch.int8)}
@@ -132,10 +132,10 @@ def test_links_and_devices_are_refused(tmp_path, mode):
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     path = zipped(tmp_path / "m.zip", *((f"{i}.bin", bytes(1 << 24), 0) for i in range(5)))
-    monkeypatch.setattr("vertebra.backbones.archives._write", None)
+    monkeypatch.setattr("vertebra.backbones.loading.archives._write", None)
     with pytest.raises(LoadError, match=r"would unpack from [\d,]+ to 83,886,080 bytes; at most 100 times as much"):
         open_checkpoint(path)
-    monkeypatch.setattr("vertebra.backbones.archives.MOST_MEMBERS", 4)
+    monkeypatch.setattr("vertebra.backbones.loading.archives.MOST_MEMBERS", 4)
     with pytest.raises(LoadError, match="5 members, at most 4 are unpacked"):
         open_checkpoint(path)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vertebra.backbones.base import create_backbone, resolve
-from vertebra.backbones.pretrained import (
+from vertebra.backbones.loading.pretrained import (
     load_backbone,
     load_state,
     model_folder,

@@ -18,8 +18,8 @@ from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
 
 from vertebra.backbones.base import create_backbone, resolve
-from vertebra.backbones.checkpoints import open_checkpoint
-from vertebra.backbones.pretrained import load_state, model_folder, read_config, read_tensors, save_tensors
+from vertebra.backbones.loading.checkpoints import open_checkpoint
+from vertebra.backbones.loading.pretrained import load_state, model_folder, read_config, read_tensors, save_tensors
 from vertebra.errors import LoadError
 
 COMMIT = "a1" * 20
@@ -408,7 +408,7 @@ def test_a_folder_as_espnet_publishes_it_and_a_zip(hub, tmp_path, monkeypatch):
 
 
 def test_the_environment_variables_of_the_hub_are_heard(hub, tmp_path):
-    script = "import sys; from vertebra.backbones.hub import fetch_model; print(fetch_model(sys.argv[1]))"
+    script = "import sys; from vertebra.backbones.loading.hub import fetch_model; print(fetch_model(sys.argv[1]))"
     home = tmp_path / "home"
     for offline in ("0", "1"):
         env = {

@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vertebra.backbones.archives import check_torch_zip, is_torch_zip, unpack
-from vertebra.backbones.files import inside, read_json, read_safetensors_header
-from vertebra.backbones.hub import PREFIX, fetch_checkpoint, shard_names
-from vertebra.backbones.pickles import check_pickle
+from vertebra.backbones.loading.archives import check_torch_zip, is_torch_zip, unpack
+from vertebra.backbones.loading.files import inside, read_json, read_safetensors_header
+from vertebra.backbones.loading.hub import PREFIX, fetch_checkpoint, shard_names
+from vertebra.backbones.loading.pickles import check_pickle
 from vertebra.errors import LoadError
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.catalog import bundled_models
-from vertebra.backbones.checkpoints import read_safetensors
-from vertebra.backbones.files import inside, read_json, read_safetensors_header
-from vertebra.backbones.guard import cannot_be_built, check_numbers, check_size
-from vertebra.backbones.hub import PREFIX, fetch_model
+from vertebra.backbones.loading.checkpoints import read_safetensors
+from vertebra.backbones.loading.files import inside, read_json, read_safetensors_header
+from vertebra.backbones.loading.guard import cannot_be_built, check_numbers, check_size
+from vertebra.backbones.loading.hub import PREFIX, fetch_model
 from vertebra.errors import LoadError, UnknownNameError, VertebraError
 
 Adapter = Callable[[str, Tensor, Tensor], "Tensor | tuple[Tensor, str] | None"]
