@@ -100,8 +100,18 @@ def _model(folder: Path, name: str) -> dict[str, Any]:
         "data": config.get("spec", {}),
         "metrics": config.get("metrics", {}),
         "made with": f"vertebra {config.get('vertebra', '?')}: {config.get('command') or 'command not recorded'}",
-        "use": f"vertebra run {verb} INPUT... -o OUT --model {name}" if verb else f"--model.init_from {name}",
+        "use": _use(task, verb, name),
     }
+
+
+def _use(task: str, verb: str | None, name: str) -> str | list[str]:
+    """Say what can be done with a model: ``verb`` is the pipeline that takes it."""
+    if verb:
+        return f"vertebra run {verb} INPUT... -o OUT --model {name}"
+    if task.startswith("language/"):  # no data module reads text, so its backbone is what a recipe takes
+        lines = [f"vertebra fit RECIPE --model.backbone local-dir:{name}", f"vertebra export {name} -o FILE.pt2"]
+        return [*lines, f'in Python: vertebra.load("{name}"), vertebra.load_backbone("{name}")']
+    return f"--model.init_from {name}"
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -1,16 +1,24 @@
 """Models of text: shapes, padding, generation, and what is refused."""
 
+import json
+
 import pytest
 import torch
 from made_checkpoints import STACKS, left_padded, made, outputs_after_saving
 
+import vertebra
 from vertebra.backbones.base import create_backbone
 from vertebra.backbones.decoding import Strategy, generate
+from vertebra.cli import main
+from vertebra.domains.dna.spec import DNASpec
+from vertebra.domains.dna.task import DNALanguageTask
 from vertebra.domains.language.generation import decoder_of, stop_of
 from vertebra.domains.language.model import LanguageModel
 from vertebra.domains.language.spec import LanguageSpec
+from vertebra.domains.saving import save_model
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, ShapeError
+from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
 
 @pytest.mark.parametrize("kind", STACKS)
@@ -73,3 +81,22 @@ def test_wrong_ids_masks_and_specs_are_named():
     encoder = LanguageModel(create_backbone("illama_test,causal=false"), LanguageSpec(vocab_size=9))
     with pytest.raises(ConfigError, match="needs a causal backbone"):
         decoder_of(encoder)
+
+
+def test_info_says_what_a_model_of_text_serves_and_that_is_so(tmp_path, capsys):
+    model = made("llama")
+    folder = save_model(model, tmp_path / "model")
+    assert main(["info", str(folder), "--json"]) == 0
+    use = json.loads(capsys.readouterr().out)["use"]
+    assert use == [
+        f"vertebra fit RECIPE --model.backbone local-dir:{folder}",
+        f"vertebra export {folder} -o FILE.pt2",
+        f'in Python: vertebra.load("{folder}"), vertebra.load_backbone("{folder}")',
+    ]
+    task = DNALanguageTask(use[0].rpartition(" ")[2])
+    task.build(DNASpec(tokenizer=NucleotideTokenizer().to_dict(), task="lm", max_length=16))
+    task.load_initial()
+    for backbone in (task.model.backbone, vertebra.load(folder).backbone, vertebra.load_backbone(folder)):
+        found, wanted = backbone.state_dict(), model.backbone.state_dict()
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
