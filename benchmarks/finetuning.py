@@ -4,9 +4,9 @@
 
 For each domain the same structure is trained for the same number of steps four times: from fresh weights, whole from
 the bundled model, its head alone (with what stands before the backbone), and by low-rank adapters
-(``tune.lora_rank=8``, the extra `lora`). The first seed is trained at the recipe's learning rate and at three times that;
-all seeds have the one that is better on the validation split, and their numbers on the test split are told. Meshes have
-no split to spare: there fresh weights and whole models have the recipe's rate, the others three times that.
+(``tune.lora_rank=8``, the extra `lora`). The first seed is trained at the recipe's learning rate and at three times
+that; all seeds have the one that is better on the validation split, and their numbers on the test split are told.
+Meshes have no split to spare: there fresh weights and whole models have the recipe's rate, the others three times that.
 
 What the bundled models have seen is in their cards: fabricated data alone, but for ``dna_lm``, which read genomes of a
 chloroplast, two plasmids and orchids, and ``mesh_generator``, which had nine meshes of Kenney. None has seen what is
