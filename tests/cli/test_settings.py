@@ -81,6 +81,11 @@ def test_short_names_and_forms(project, capsys):
     assert config["data"]["init_args"]["path"] == "points.csv"
 
 
+def test_initial_weights_without_the_word_model(project, capsys):
+    for words in (["--init_from", "dna_lm"], ["--init_from=dna_lm"], ["--model.init_from", "dna_lm"]):
+        assert config_of("toy/points", *words, capsys=capsys)["model"]["init_args"]["init_from"] == "dna_lm"
+
+
 def test_backbone_config_class_by_short_name(project, capsys):
     words = ["--model.backbone", "ILLaMAConfig", "--model.backbone.dim", "8", "--model.backbone.depth", "1"]
     config = config_of(

@@ -18,6 +18,8 @@ from vertebra.cli.recipes import recipe_path
 from vertebra.cli.runs import find_checkpoint
 from vertebra.errors import ConfigError
 
+_SHORT = ("--init_from", "--init_parts")  # of the model, in every recipe
+
 
 @dataclass(kw_only=True)
 class Invocation:
@@ -89,8 +91,13 @@ def parse_invocation(verb: str, args: Sequence[str]) -> Invocation:
         place = [str(d["ckpt_path"]) for _, d in call.documents() if d.get("ckpt_path")]
     if place and place[-1] not in ("null", "None", ""):
         call.checkpoint = find_checkpoint(place[-1], call.subcommand)
-    call.rest = rest
+    call.rest = [_spelled_out(word) for word in rest]
     return call
+
+
+def _spelled_out(word: str) -> str:
+    """Put ``model.`` before what may be typed without it."""
+    return f"--model.{word[2:]}" if word.partition("=")[0] in _SHORT else word
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

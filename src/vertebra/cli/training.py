@@ -27,7 +27,7 @@ often used:
   --data.X V              an option of the data module: paths, batch_size, seed
   --model.backbone NAME   another backbone; NAME,field=value changes a field (vertebra list backbones)
   --model.optimizer.lr V  learning rate; also weight_decay, warmup, schedule
-  --model.init_from X     initial weights: a model directory, a bundled model, a .ckpt
+  --init_from X           initial weights: a model directory, a bundled model, a run, a .ckpt
   --trainer.max_epochs N  also max_steps, max_time, accelerator, devices, precision
   --seed_everything N     seed of initial weights and dropout (default: 0)
   --ckpt_path X           a checkpoint or run folder: fit goes on with it, the others need no more than this
