@@ -44,7 +44,8 @@ class SeriesData(BaseData):
         every: Steps between two training windows.
         test_every: Steps between two windows of validation and test; 1 drops none.
         standardise: Scale each variate and covariate by mean and standard deviation of its training rows; errors are
-            then in these units, as in the long-horizon benchmarks. Covariates are scaled in any case.
+            then in these units, as in the long-horizon benchmarks. Several columns need ``multivariate`` for it.
+            Covariates are scaled in any case.
         multivariate: Read a wide file as one series of several variates, not as one series a column.
         frequency: Step between two values; None to find it.
         season: Steps of a season; 0 for the usual one of the frequency.
@@ -257,6 +258,12 @@ class SeriesData(BaseData):
         first = series[0]
         variates = first.variates if self.options.multivariate else ()
         check_series(SeriesSpec(context=self.context, horizon=self.horizon, variates=variates), series)
+        if self.standardise and not variates and len(series) > 1:  # one scale for all would weigh them by their units
+            raise ConfigError(
+                f"SeriesData: data.standardise scales variates, and these {len(series)} series have no variates in "
+                "common; set data.multivariate=true (with model.mode=independent each is still forecast by itself), or "
+                "leave data.standardise out."
+            )
         known = [s.known[:end] for s, end in zip(series, ends, strict=True)]
         past = [s.past[:end] for s, end in zip(series, ends, strict=True)]
         values = [s.values[:end] for s, end in zip(series, ends, strict=True)]

@@ -219,11 +219,34 @@ def test_scales_are_of_the_training_rows(tmp_path):
         np.testing.assert_allclose(scale, np.nanstd(values[:70], 0), rtol=1e-5)
 
 
+def test_units_of_many_columns_are_those_of_each(tmp_path):
+    """Not those of all together, in which a column of small numbers would hardly count."""
+    one = made(steps=100, width=2)
+    one.values[:, 1] *= 1000
+    write_csv_wide(tmp_path / "a.csv", [one])
+    path = str(tmp_path / "a.csv")
+    with pytest.raises(
+        ConfigError,
+        match=r"^SeriesData: data\.standardise scales variates, and these 2 series have no variates in common; set "
+        r"data\.multivariate=true \(with model\.mode=independent each is still forecast by itself\), or leave "
+        r"data\.standardise out\.$",
+    ):
+        setup(path, standardise=True)
+    together = everything(setup(path, standardise=True, multivariate=True), "test")
+    units = one.values[:70].std(0)
+    for v, name in enumerate(one.variates):
+        alone = everything(setup(path, standardise=True, target=[name]), "test")
+        torch.testing.assert_close(together["target"][:, v : v + 1], alone["target"])
+        moved = (one.values[86] - one.values[85])[v] / units[v]
+        found = together["target"][-9, v, 0] - together["values"][-9, v, -1]  # forecast of row 86, from row 85
+        np.testing.assert_allclose(found, moved, rtol=1e-4)
+
+
 @pytest.mark.parametrize("multivariate", [True, False])
 def test_no_scale_sees_the_future(tmp_path, multivariate):
     options = {"standardise": True, "multivariate": multivariate, "past": ["p0"], "known": ["k0"]}
     options["augment"] = SeriesAugment(crop=0.5, missing=0.5)
-    one = made("a", steps=100, width=2, past=1, known=1, ahead=6, holes=(5,))
+    one = made("a", steps=100, width=1 + multivariate, past=1, known=1, ahead=6, holes=(5,))
     later = (np.arange(106) >= 70)[:, None]
     other = dataclasses.replace(
         one,
