@@ -5,7 +5,6 @@ Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), black fir
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from vertebra.pipelines.dark import CANVAS, darken, keep_twin, twins_wanted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,17 +206,21 @@ def base_unit(length: float) -> tuple[float, str]:
 
 
 def png_bytes(figure: Any) -> bytes:
-    """Render a figure as PNG."""
+    """Return a figure as PNG; within ``dark.dark_twins`` it is drawn for dark pages too, and cannot be used again."""
+    png = _render(figure)
+    if twins_wanted():
+        darken(figure)
+        keep_twin(png, _render(figure))
+    return png
+
+
+def _render(figure: Any) -> bytes:
+    """Draw a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream)  # type: ignore[no-untyped-call]
     return stream.getvalue()
-
-
-def data_uri(figure: Any) -> str:
-    """Render a figure as a ``data:`` address that HTML can embed."""
-    return "data:image/png;base64," + base64.b64encode(png_bytes(figure)).decode("ascii")
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -274,14 +279,14 @@ def contact_sheet(tiles: Sequence[Tile], *, title: str = "", side: int = 96, col
     top = margin + (20 * (title.count("\n") + 1) + 6 if title else 0)
     rows = math.ceil(len(tiles) / columns)
     width = max(2 * margin + columns * across, 560)
-    canvas = np.full((top + rows * (side + text + gap), width, 3), 255, dtype=np.uint8)
+    canvas = np.zeros((top + rows * (side + text + gap), width, 4), dtype=np.uint8)
     places = []
     for number, tile in enumerate(tiles):
         y, x = top + number // columns * (side + text + gap), margin + number % columns * across
         picture = fit_square(tile.image, side)
         height, wide = picture.shape[:2]
         up, left = y + (side - height) // 2, x + (side - wide) // 2
-        canvas[up : up + height, left : left + wide] = picture
+        canvas[up : up + height, left : left + wide] = opaque(picture)
         places.append((x, y, (left - 2, up - 2, wide + 4, height + 4)))
     figure, axes = _picture(canvas, title, margin)
     for tile, (x, y, (left, up, wide, high)) in zip(tiles, places, strict=True):
@@ -319,12 +324,12 @@ def image_grid(
     left = margin + (round(8.2 * max(map(len, names))) + 10 if any(names) else 0)
     top = margin + (26 if title else 0) + (20 if heads else 0)
     full = max(left + most * (wide + gap) - gap + margin, margin * 2 + round(8.6 * len(title)))
-    canvas = np.full((top + len(rows) * (high + gap) - gap + margin, full, 3), 255, dtype=np.uint8)
+    canvas = np.zeros((top + len(rows) * (high + gap) - gap + margin, full, 4), dtype=np.uint8)
     for row, (_, images) in enumerate(rows):
         for column, image in enumerate(images):
             y, x = top + row * (high + gap), left + column * (wide + gap)
             large = image.repeat(factor, 0).repeat(factor, 1)
-            canvas[y : y + high, x : x + wide] = large if large.ndim == 3 else large[..., None]
+            canvas[y : y + high, x : x + wide] = opaque(large)
     figure, axes = _picture(canvas, title, margin)
     for row, name in enumerate(names):
         y = top + row * (high + gap) + high / 2
@@ -410,6 +415,12 @@ def fit_square(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(source.resize(size, how))
 
 
+def opaque(image: np.ndarray) -> np.ndarray:
+    """Give an image, uint8 (H, W) or (H, W, 3), four channels (H, W, 4)."""
+    colours = image if image.ndim == 3 else np.stack([image] * 3, axis=-1)
+    return np.concatenate([colours, np.full((*colours.shape[:2], 1), 255, dtype=np.uint8)], axis=-1)
+
+
 def shorten(text: str, most: int, *, middle: bool = False) -> str:
     """Cut a text to ``most`` characters, at its end or in its middle, with a mark where something is left out."""
     if len(text) <= most:
@@ -421,13 +432,14 @@ def shorten(text: str, most: int, *, middle: bool = False) -> str:
 
 
 def _picture(canvas: np.ndarray, title: str, margin: int) -> tuple[Figure, Axes]:
-    """Make a figure of exactly the canvas's pixels (H, W, 3); its axes count them."""
+    """Make a figure of exactly the canvas's pixels (H, W, 4); its axes count them."""
     from matplotlib.figure import Figure
 
     height, width = canvas.shape[:2]
     figure = Figure(figsize=(width / 110, height / 110), dpi=110)
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set_axis_off()
+    axes.set_gid(CANVAS)
     axes.imshow(canvas, extent=(0, width, height, 0), interpolation="nearest", aspect="auto")
     if title:
         axes.text(margin, margin, title, fontsize=10.5, va="top", linespacing=1.35, color="#222222")

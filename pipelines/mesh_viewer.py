@@ -122,7 +122,7 @@ _STYLE = """
   margin: .5rem 0; }
 .mesh-pane canvas { display: block; box-sizing: border-box; width: 100%; aspect-ratio: 1; cursor: grab;
   touch-action: none; border: 1px solid rgb(128 128 128 / .35); border-radius: 6px; background-color: #fff;
-  background-color: light-dark(#fff, #23272e); }
+  background-color: light-dark(#fff, #20242b); }
 .mesh-pane canvas:active { cursor: grabbing; }
 .mesh-pane p { margin: .3rem 0 0; font-size: .85em; line-height: 1.35; overflow-wrap: anywhere; }
 .mesh-tools { display: flex; flex-wrap: wrap; gap: .4rem 1rem; align-items: center; font-size: .9em; }
@@ -403,6 +403,7 @@ _PROGRAM = """
   part("button").addEventListener("click", reset);
   edges.addEventListener("change", redraw);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+  window.addEventListener("theme", redraw);
   const observer = new ResizeObserver(redraw);
   canvases.forEach(canvas => observer.observe(canvas));
   context.redraws.push(redraw);

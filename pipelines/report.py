@@ -8,75 +8,120 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vertebra.pipelines.figures import data_uri
+from vertebra import __version__
+from vertebra.pipelines.dark import dark_twins, twin_of
+from vertebra.pipelines.figures import png_bytes
 from vertebra.pipelines.files import whole_file
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #ddd; --soft: #f5f5f5; --quiet: #666; }
-@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #222; --quiet: #aaa; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; }
-h2 { font-size: 1.15rem; margin-top: 2.2rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-table { border-collapse: collapse; margin: .6rem 0; }
-th, td { text-align: left; padding: .2rem 1.4rem .2rem 0; border-bottom: 1px solid var(--line); }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-pre { background: var(--soft); padding: .8rem; overflow-x: auto; }
-figure { margin: 1rem 0; } img { max-width: 100%; background: white; }
-figcaption { color: var(--quiet); font-size: .9em; }
-""".strip()
+_NUMBER = ' class="number"'
 
 
 class Report:
     """Collects parts in order; ``write`` makes the file.
 
+    Parts lie on cards, one a section; sections may be gathered in chapters. Figures are drawn twice, for light and dark
+    pages; the reader's system chooses, or the button does.
+
     Args:
         title: Title of page and window.
+        lead: A sentence below it.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, lead: str = "") -> None:
+        self.title, self.lead = title, lead
         self._parts: list[str] = []
+        self._open: list[str] = []  # end tags of chapter and card
+        self._chapters: list[str] = []
+        self._sections: list[str] = []
+
+    def chapter(self, title: str, text: str = "") -> Report:
+        """Begin a chapter, with a sentence of its own; the page's menu names it."""
+        self._close(0)
+        self._chapters.append(title)
+        self._parts.append(f'<section class="chapter" id="chapter-{len(self._chapters)}"><h2>{escape(title)}</h2>')
+        self._open.append("</section>")
+        return self.text(text) if text else self
 
     def section(self, title: str) -> Report:
-        """Begin a section."""
-        self._parts.append(f"<h2>{escape(title)}</h2>")
+        """Begin a section; without chapters, the page's menu names it."""
+        self._close(bool(self._chapters))
+        self._sections.append(title)
+        level = 3 if self._chapters else 2
+        self._parts.append(
+            f'<section class="card" id="section-{len(self._sections)}"><h{level}>{escape(title)}</h{level}>'
+        )
+        self._open.append("</section>")
         return self
+
+    def _close(self, depth: int) -> None:
+        while len(self._open) > depth:
+            self._parts.append(self._open.pop())
 
     def text(self, text: str) -> Report:
         """Add a paragraph."""
-        self._parts.append(f"<p>{escape(text)}</p>")
-        return self
+        return self.html(f"<p>{escape(text)}</p>")
 
     def code(self, text: str) -> Report:
-        """Add a block of code."""
-        self._parts.append(f"<pre>{escape(text.strip())}</pre>")
-        return self
+        """Add a block of code, with a button that copies it."""
+        return self.html(f'<div class="code"><pre>{escape(text.strip())}</pre></div>')
+
+    def details(self, title: str, text: str) -> Report:
+        """Add a long text that is folded away."""
+        return self.html(f"<details><summary>{escape(title)}</summary><pre>{escape(text.strip())}</pre></details>")
+
+    def tiles(self, values: Iterable[tuple[Any, str]]) -> Report:
+        """Add large numbers, or words, with what each of them is."""
+        tiles = "".join(
+            f"<div><b>{escape(_said(value))}</b><span>{escape(what)}</span></div>" for value, what in values
+        )
+        return self.html(f'<div class="tiles">{tiles}</div>')
 
     def table(self, rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> Report:
         """Add a table; numbers stand on the right, with four digits."""
-        lines = ["<table>"]
+        rows = [list(row) for row in rows]
+        lines = ['<div class="scroll"><table>']
         if header:
-            lines.append("<tr>" + "".join(f"<th>{escape(name)}</th>" for name in header) + "</tr>")
+            numeric = [bool(rows) and all(_is_number(row[i]) for row in rows) for i in range(len(header))]
+            heads = (f"<th{_NUMBER * right}>{escape(name)}</th>" for name, right in zip(header, numeric, strict=True))
+            lines.append(f"<tr>{''.join(heads)}</tr>")
         lines += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
-        self._parts.append("\n".join([*lines, "</table>"]))
-        return self
+        return self.html("\n".join([*lines, "</table></div>"]))
 
     def facts(self, values: Mapping[str, Any]) -> Report:
         """Add a table of names and values."""
         return self.table(values.items())
 
     def figure(self, figure: Any, caption: str) -> Report:
-        """Add a matplotlib figure; the caption is also its text for who cannot see it."""
-        image = f'<img alt="{escape(caption)}" src="{data_uri(figure)}">'
-        self._parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
-        return self
+        """Add a matplotlib figure, whose colours it may change; the caption is also its text for who cannot see it."""
+        with dark_twins():
+            png = png_bytes(figure)
+            return self._picture(png, twin_of(png), caption)
 
     def image(self, path: Path, caption: str) -> Report:
-        """Add a PNG file."""
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        image = f'<img alt="{escape(caption)}" src="data:image/png;base64,{data}">'
-        self._parts.append(f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>")
-        return self
+        """Add a PNG file; within ``dark.dark_twins`` also as it is on dark pages."""
+        png = path.read_bytes()
+        return self._picture(png, twin_of(png), caption)
+
+    def _picture(self, light: bytes, dark: bytes | None, caption: str) -> Report:
+        words = escape(caption)
+        pictures = [("paper", light)] if dark is None else [("day", light), ("night", dark)]
+        images = "".join(
+            f'<img class="{kind}" alt="{words}" src="data:image/png;base64,{_base64(png)}">' for kind, png in pictures
+        )
+        width = int.from_bytes(light[16:20], "big")
+        return self.html(
+            f'<figure><div class="wide" style="--w: {width}px">{images}</div><figcaption>{words}</figcaption></figure>'
+        )
+
+    def sounds(self, paths: Iterable[tuple[Path, str]]) -> Report:
+        """Add recordings (.wav, .flac, .mp3) to listen to, each with its caption."""
+        kinds = {".wav": "wav", ".flac": "flac", ".mp3": "mpeg"}
+        parts = [
+            f'<figure><audio controls preload="metadata" src="data:audio/{kinds[path.suffix.lower()]};base64,'
+            f'{_base64(path.read_bytes())}"></audio><figcaption>{escape(caption)}</figcaption></figure>'
+            for path, caption in paths
+        ]
+        return self.html(f'<div class="sounds">{"".join(parts)}</div>')
 
     def html(self, fragment: str) -> Report:
         """Add HTML as it is, scripts too: only what this package made, never unescaped words of users or files."""
@@ -89,15 +134,50 @@ class Report:
         Raises:
             ConfigError: It cannot be written.
         """
+        self._close(0)
         title, body = escape(self.title), "\n".join(self._parts)
-        head = f'<head><meta charset="utf-8"><title>{title}</title><style>\n{_STYLE}\n</style></head>'
+        kind, names = ("chapter", self._chapters) if self._chapters else ("section", self._sections)
+        links = "".join(f'<a href="#{kind}-{number}">{escape(name)}</a>' for number, name in enumerate(names, 1))
+        menu = f"<nav><div>{links}</div></nav>" if len(names) > 1 else ""
+        lead = f'<p class="lead">{escape(self.lead)}</p>' if self.lead else ""
+        page = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>
+{_asset("report.css")}
+</style></head>
+<body><header class="top"><div><h1>{title}</h1>{lead}</div>
+<button class="tool" id="theme" type="button" hidden></button></header>
+{menu}
+<main>
+{body}
+</main>
+<footer>Made by vertebra {__version__}.</footer>
+<script>
+{_asset("report.js")}
+</script></body></html>
+"""
         with whole_file(path) as stream:
-            stream.write(f'<!doctype html>\n<html lang="en">{head}\n<body><h1>{title}</h1>\n{body}\n</body></html>\n')
+            stream.write(page)
         return path
 
 
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8").strip()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _said(value: Any) -> str:
+    if not _is_number(value):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
 def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td>{escape('' if value is None else str(value))}</td>"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    return f'<td class="number">{text}</td>'
+    return f"<td{_NUMBER * _is_number(value)}>{escape(_said(value))}</td>"

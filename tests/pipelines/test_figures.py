@@ -64,7 +64,7 @@ def test_image_grids_magnify_by_whole_pixels(shape):
     canvas = figure.axes[0].images[0].get_array()
     factor = max(1, round(80 / max(shape[:2])))
     large = images[0, 0].repeat(factor, 0).repeat(factor, 1)
-    large = large if large.ndim == 3 else large[..., None]
+    large = figures.opaque(large)
     height, width = large.shape[:2]
     found = [
         (y, x) for y in range(20, 70) for x in range(80, 260) if (canvas[y : y + height, x : x + width] == large).all()

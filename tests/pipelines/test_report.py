@@ -12,7 +12,7 @@ from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.saving import save_model
 from vertebra.errors import ConfigError, UnknownNameError
-from vertebra.pipelines import base, figures
+from vertebra.pipelines import base, dark, figures
 from vertebra.pipelines.demo import run_demo
 from vertebra.pipelines.dna import Classify
 from vertebra.pipelines.dna_embed import Embed
@@ -53,9 +53,10 @@ def page(path):
     assert text.startswith("<!doctype html>")
     assert not re.search(r"https?://|url\(|@import", text)
     found = Page(text)
-    assert not set(found.tags) & {"script", "link", "iframe", "object"}
+    assert found.tags.count("script") == 1  # the page's own
+    assert not set(found.tags) & {"link", "iframe", "object"}
     sources = [value for name, value in found.attributes if name in ("src", "href", "srcset")]
-    assert all(value.startswith("data:image/png;base64,") for value in sources)
+    assert all(value.startswith(("data:image/png;base64,", "#")) for value in sources)
     return found
 
 
@@ -67,13 +68,52 @@ def test_everything_is_in_one_file_and_text_is_escaped(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["report.html"]
     assert sum(word == NASTY for word in found.words) == 9
     assert ("alt", f'a "quoted" {NASTY}') in found.attributes
-    assert found.tags.count("img") == 1
+    assert [value for name, value in found.attributes if name == "class" and value in ("day", "night", "paper")] == [
+        "day",
+        "night",
+    ]
+
+
+def test_the_menu_names_chapters_or_else_sections(tmp_path):
+    def menu(report):
+        found = page(report.write(tmp_path / "report.html"))
+        ids = [f"#{value}" for name, value in found.attributes if name == "id"]
+        links = [value for name, value in found.attributes if name == "href"]
+        assert set(links) <= set(ids)
+        return links
+
+    assert menu(Report("t").section("a").section("b")) == ["#section-1", "#section-2"]
+    assert menu(Report("t").chapter("a").section("b").section("c").chapter("d")) == ["#chapter-1", "#chapter-2"]
+    assert menu(Report("t").section("alone")) == []
+
+
+def test_a_figure_file_shows_its_dark_twin_where_twins_are_kept(tmp_path):
+    def images(report):
+        return [value for name, value in page(report.write(tmp_path / "r.html")).attributes if name == "class"]
+
+    path = tmp_path / "a.png"
+    path.write_bytes(figures.png_bytes(figures.bars({"a": 0.5})))
+    plain = path.read_bytes()
+    assert images(Report("t").image(path, "c"))[-2:] == ["wide", "paper"]
+    with dark.dark_twins():
+        path.write_bytes(figures.png_bytes(figures.bars({"a": 0.5})))
+        assert path.read_bytes() == plain
+        assert images(Report("t").image(path, "c"))[-3:] == ["wide", "day", "night"]
+    assert images(Report("t").image(path, "c"))[-2:] == ["wide", "paper"]
+
+
+def test_recordings_are_in_the_page(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF")
+    text = Report("t").sounds([(path, "a & b")]).write(tmp_path / "r.html").read_text()
+    assert 'src="data:audio/wav;base64,UklGRg=="' in text
+    assert "<figcaption>a &amp; b</figcaption>" in text
 
 
 def test_tables_put_numbers_on_the_right_with_four_digits(tmp_path):
     rows = [("name", 1234567, 0.123456, np.float64(2.0)), (None, True, "x", 1e-9)]
     text = Report("t").table(rows, ("a", "b", "c", "d")).write(tmp_path / "r.html").read_text()
-    assert "<tr><th>a</th><th>b</th><th>c</th><th>d</th></tr>" in text
+    assert '<tr><th>a</th><th>b</th><th>c</th><th class="number">d</th></tr>' in text
     number = '<td class="number">{}</td>'.format
     assert f"<tr><td>name</td>{number('1,234,567')}{number('0.1235')}{number('2')}</tr>" in text
     assert f"<tr><td></td><td>True</td><td>x</td>{number('1e-09')}</tr>" in text
@@ -131,7 +171,7 @@ def test_demo_runs_every_pipeline_into_one_report(tiny_models, tmp_path):
     path = run_demo(["dna"], out)
     assert path == out / "report.html"
     found = page(path)
-    assert found.tags.count("h2") == found.tags.count("img") == 5
+    assert found.tags.count("section") == 5
     text = " ".join(found.words)
     for expected in (
         "vertebra run dna/classify",
