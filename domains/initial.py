@@ -40,7 +40,7 @@ def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> Lo
         adapters = {f"backbone.{name}": extend for name in model.backbone.position_tables}
         if alike:
             adapters |= model.adapters(origin)
-        keep = ("backbone", *model.input_parts) if alike else ("backbone",)
+        keep = ("backbone", *model.input_parts, *model.output_parts) if alike else ("backbone",)
         known = [name for name in own if name in tensors]
         taken = {
             name: tensors[name]

@@ -42,6 +42,8 @@ class DomainModel(nn.Module):
     task: ClassVar[str]
     input_parts: ClassVar[tuple[str, ...]] = ("embed",)
     """Names of the submodules before the backbone; layer-wise learning rates count them as its layer -1."""
+    output_parts: ClassVar[tuple[str, ...]] = ()
+    """Names of submodules behind the backbone that end it, such as a norm: its initial weights include theirs."""
 
     def __init__(self, backbone: Backbone, spec: DataSpec, **arguments: Any) -> None:
         super().__init__()

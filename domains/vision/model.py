@@ -47,6 +47,7 @@ class ImageClassifier(DomainModel):
 
     task: ClassVar[str] = "vision/classification"
     input_parts: ClassVar[tuple[str, ...]] = ("patch_embed", "cls_token", "pos_embed")
+    output_parts: ClassVar[tuple[str, ...]] = ("pooled_norm",)
     spec: VisionSpec
 
     def __init__(

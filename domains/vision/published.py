@@ -13,11 +13,13 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vertebra.backbones.base import BackboneConfig
 from vertebra.backbones.illama import ILLaMAConfig
 from vertebra.backbones.loading.checkpoints import Checkpoint, read_weights
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.backbones.opt import OPTConfig
 from vertebra.domains.conversion import Conversion, Converter, loaded
+from vertebra.domains.initial import read_source
 from vertebra.domains.model import DomainModel
 from vertebra.domains.vision.model import ImageClassifier
 from vertebra.domains.vision.published_vit import (
@@ -32,6 +34,7 @@ from vertebra.domains.vision.published_vit import (
     patch_shape,
     read_structure,
 )
+from vertebra.domains.vision.spec import VisionSpec
 from vertebra.errors import ConfigError, LoadError
 
 HEAD_WIDTH = 64
@@ -175,6 +178,37 @@ def _heads(checkpoint: Checkpoint, dim: int) -> int:
 def is_published(source: str) -> bool:
     """Whether the name is that of a file of weights from elsewhere."""
     return Path(source).suffix in (".pth", ".pt", ".bin", ".safetensors") and Path(source).is_file()
+
+
+def initial_arguments(source: str, backbone: BackboneConfig) -> dict[str, Any]:
+    """Return pooling, with_cls and pooled_norm of the ``ImageClassifier`` that initial weights are of.
+
+    Args:
+        source: As ``init_weights`` or ``read_published`` takes it.
+        backbone: That of the model to load into.
+
+    Returns:
+        The arguments; none where the weights are of another kind of model.
+
+    Raises:
+        LoadError: There are no weights, or they cannot be read.
+        UnknownNameError: Neither a bundled model nor a file.
+    """
+    found: Mapping[str, Any]
+    if is_published(source):
+        tensors = read_weights(Path(source))
+        vit = isinstance(backbone, OPTConfig)
+        found = read_structure(tensors, Checkpoint(source, Path(source))).arguments if vit else {"pooling": "cls"}
+    else:
+        tensors, origin = read_source(source)
+        if not isinstance(origin.spec, VisionSpec) or origin.spec.task != "classification":
+            return {}
+        found = origin.arguments
+    return {
+        "pooling": found.get("pooling", "auto"),
+        "with_cls": "cls_token" in tensors,
+        "pooled_norm": found.get("pooled_norm") or 0.0,
+    }
 
 
 def read_published(model: ImageClassifier, path: str) -> LoadReport:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,10 +33,10 @@ from vertebra.domains.spec import DataSpec
 from vertebra.domains.vision.diffusion import ImageDiffusion, Target
 from vertebra.domains.vision.generator import ImageGenerator
 from vertebra.domains.vision.model import ImageClassifier, Pooling, Positions
-from vertebra.domains.vision.published import is_published, read_published
+from vertebra.domains.vision.published import initial_arguments, is_published, read_published
 from vertebra.domains.vision.schedule import SoftMask, soft_mask_rate
 from vertebra.domains.vision.spec import Kind, VisionSpec
-from vertebra.errors import ConfigError, DataError
+from vertebra.errors import ConfigError, DataError, VertebraError
 
 log = logging.getLogger("vertebra")
 
@@ -71,8 +71,11 @@ class ImageClassificationTask(_VisionTask):
         backbone: A config, the name of a preset or pretrained backbone, or ``timm:NAME`` for a model of timm.
         optimizer: Optimizer and schedule.
         patch_size: Height and width of a patch.
-        pooling: ``cls``, ``mean`` or ``auto``; see ``ImageClassifier``.
+        pooling: ``cls``, ``mean`` or ``auto``; see ``ImageClassifier``. Where no patch is hidden from another,
+            ``auto`` is that of ``init_from``.
         positions: ``learned`` positions are added, or ``none``.
+        with_cls: See ``ImageClassifier``; None for that of ``init_from``, or False.
+        pooled_norm: See ``ImageClassifier``; None for that of ``init_from``, or 0.
         dropout: Share of the pooled features that is zeroed in training.
         soft_mask: How the weight of later patches falls, for a backbone with ``soft_mask=true``: ``constant`` at 1 up
             to ``soft_mask_epochs``, ``linear`` to 0 there, or ``none``: causal from the start. Other backbones have
@@ -86,8 +89,8 @@ class ImageClassificationTask(_VisionTask):
         ema: Decay of the average of the weights that is evaluated and saved; 0 for none.
         num_classes: Checked against the data where given.
         monitor: Validation metric that chooses the best checkpoint.
-        init_from: Initial weights: a model directory, a bundled model's name, a ``.ckpt``, or a published iLLaMA
-            checkpoint (``.pth``). Learned positions are interpolated for another image size.
+        init_from: Initial weights: a model directory, a bundled model's name, a ``.ckpt``, or a published checkpoint
+            of iLLaMA or a vision transformer. Learned positions are interpolated for another image size.
         init_parts: ``backbone`` (with patch embedding and positions) alone, or ``all`` that fits.
         freeze_backbone: Whether the backbone keeps its weights.
         unfreeze_at: Epoch at which it begins to learn.
@@ -107,6 +110,8 @@ class ImageClassificationTask(_VisionTask):
         patch_size: int = 16,
         pooling: Pooling | Literal["auto"] = "auto",
         positions: Positions = "learned",
+        with_cls: bool | None = None,
+        pooled_norm: float | None = None,
         dropout: float = 0.0,
         soft_mask: SoftMask = "none",
         soft_mask_epochs: int = 0,
@@ -146,6 +151,8 @@ class ImageClassificationTask(_VisionTask):
             "patch_size": patch_size,
             "pooling": pooling,
             "positions": positions,
+            "with_cls": with_cls,
+            "pooled_norm": pooled_norm,
             "dropout": dropout,
         }
         self.soft_mask, self.soft_mask_epochs = soft_mask, soft_mask_epochs
@@ -154,6 +161,7 @@ class ImageClassificationTask(_VisionTask):
         self.monitor = monitor
         self.monitor_mode = "min" if monitor.endswith(("loss", "ece")) else "max"
         self.register_buffer("weights", None, persistent=False)
+        self._may_ask = True
 
     # ------------------------------------------------------------ building
 
@@ -176,7 +184,21 @@ class ImageClassificationTask(_VisionTask):
                     f"({names}); give one weight a class."
                 )
             self.weights = torch.tensor(weights)
+        self._take_arguments()
         return ImageClassifier(backbone, spec, **self.arguments)
+
+    def _take_arguments(self) -> None:
+        """Let what the user left open be that of the initial weights; a checkpoint keeps it, and does not ask again."""
+        open_ones = [name for name, value in self.arguments.items() if value is None or value == "auto"]
+        found: dict[str, Any] = {}
+        if open_ones and self.init_from is not None and self._may_ask:
+            with suppress(VertebraError):  # `load_initial` tells, unless a checkpoint follows
+                found = initial_arguments(self.init_from, self.backbone_config)
+        if self.backbone_config.causal or getattr(self.backbone_config, "soft_mask", False):
+            found.pop("pooling", None)
+        defaults = {"pooling": "auto", "with_cls": False, "pooled_norm": 0.0}
+        for name in open_ones:
+            self.arguments[name] = self.hparams[name] = found.get(name, defaults[name])
 
     def make_metrics(self, spec: DataSpec) -> nn.ModuleDict:
         """Loss, accuracies, F1, calibration error, and the confusion matrix."""
@@ -194,7 +216,17 @@ class ImageClassificationTask(_VisionTask):
         )
 
     def read_initial(self, source: str) -> LoadReport:
-        """Load initial weights: ours, or a published checkpoint of iLLaMA."""
+        """Load initial weights: ours, or a published checkpoint; refuse arguments that contradict them."""
+        own = {"pooled_norm": self.model.arguments["pooled_norm"]}
+        if not self.model.whole and self.model.pooling != "cls":
+            own["with_cls"] = self.model.cls_token is not None
+        theirs = initial_arguments(source, self.backbone_config)
+        for name, value in own.items():
+            if theirs.get(name, value) != value:
+                raise ConfigError(
+                    f"{type(self).__name__}: {name}={value} given, but {source} has {name}={theirs[name]}; leave the "
+                    "argument out, which takes it from there, or leave init_from out."
+                )
         if not is_published(source):
             return super().read_initial(source)
         with without_adapters(self.model):
@@ -206,7 +238,8 @@ class ImageClassificationTask(_VisionTask):
         checkpoint["soft_mask_rate"] = self.model.arguments["soft_mask_rate"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the soft mask's rate along."""
+        """Take the soft mask's rate along; a file that a checkpoint names is not read."""
+        self._may_ask = False
         super().on_load_checkpoint(checkpoint)
         if getattr(self.backbone_config, "soft_mask", False):
             self._set_soft_mask(checkpoint.get("soft_mask_rate", 0.0))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from lightning.pytorch import Trainer
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform, resolve_data_config
@@ -15,13 +16,17 @@ from timm.models import save_for_hf
 
 from vertebra.backbones.base import create_backbone
 from vertebra.backbones.loading.checkpoints import open_checkpoint
+from vertebra.domains.base import load_task
 from vertebra.domains.conversion import convert, converters, find_converter
 from vertebra.domains.saving import load_model, save_model
+from vertebra.domains.vision.data import ImageData
 from vertebra.domains.vision.model import ImageClassifier, resize_positions
 from vertebra.domains.vision.published import read_published
 from vertebra.domains.vision.published_vit import imagenet_names
+from vertebra.domains.vision.sample import write_sample
 from vertebra.domains.vision.spec import VisionSpec
-from vertebra.errors import LoadError
+from vertebra.domains.vision.task import ImageClassificationTask
+from vertebra.errors import ConfigError, LoadError
 from vertebra.pipelines.base import pipeline
 
 
@@ -330,3 +335,108 @@ def test_initial_weights_of_a_training_may_be_a_vision_transformers(tmp_path):
     grown.load_state_dict({**theirs.state_dict(), "pos_embed": rows})
     images = torch.randn(2, 3, 48, 48)
     close(model.embed_images(images), grown.forward_head(grown.forward_features(images), pre_logits=True))
+
+
+# ---------------------------------------------------------------- fine-tuning
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_sample(folder)
+    return ImageData(root=str(folder / "shapes"), size=32, limit=20, batch_size=8)
+
+
+def saved(folder, form):
+    """A model directory of a converted vision transformer, and the file that it is of."""
+    theirs = original(**FORMS[form])
+    save_file(theirs.state_dict(), folder / "w.safetensors")
+    save_for_hf(theirs, folder / "hub", safe_serialization=True)
+    found = convert(folder / "hub")[1]
+    save_model(found.model, folder / "m", notes=found.notes)
+    return found.model
+
+
+def tuning(folder, source, **options):
+    """A training from a source that changes nothing: only what it begins with is of interest."""
+    task = ImageClassificationTask(f"local-dir:{folder / 'm'}", init_from=str(source), **options)
+    fit = Trainer(
+        default_root_dir=folder, max_steps=1, limit_train_batches=1, limit_val_batches=0, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, logger=False,
+    )  # fmt: skip
+    return task, fit
+
+
+@pytest.mark.parametrize(("kind", "form"), [
+    *((kind, form) for kind in ("m", "hub") for form in ("token", "average", "average of normed", "no token")),
+    ("w.safetensors", "token"), ("w.safetensors", "average"),  # of the others, weights do not tell all
+])  # fmt: skip
+def test_a_converted_vision_transformer_is_fine_tuned_as_it_is(kind, form, pictures, tmp_path, monkeypatch):
+    original_model = saved(tmp_path, form)
+    before, images = {}, torch.randn(2, 3, 32, 32)
+
+    def keep(task):
+        task.eval()
+        before.update({k: v.clone() for k, v in task.model.state_dict().items()})
+        before["features"] = task.model.embed_images(images)
+        task.train()
+
+    monkeypatch.setattr(ImageClassificationTask, "on_train_start", keep)
+    task, fit = tuning(tmp_path, tmp_path / kind)
+    fit.fit(task, pictures)
+    theirs, own = original_model.state_dict(), task.model.state_dict()
+    assert own["head.weight"].shape[0] == len(pictures.spec.classes) == 6
+    for name in own.keys() - {"head.weight", "head.bias"}:
+        assert torch.equal(before[name], theirs[name]), name
+    assert own.keys() == theirs.keys()
+    close(before["features"], original_model.embed_images(images), atol=0)
+    assert not torch.equal(own["backbone.layers.0.mixer.qkv.weight"], theirs["backbone.layers.0.mixer.qkv.weight"])
+    names = ("pooling", "with_cls", "pooled_norm")
+    assert [task.hparams[n] for n in names] == [original_model.arguments[n] for n in names]
+
+
+def test_what_initial_weights_told_is_not_asked_of_them_again(pictures, tmp_path):
+    model = saved(tmp_path, "average")
+    task, fit = tuning(tmp_path, tmp_path / "m")
+    fit.fit(task, pictures)
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "m" / "config.json").unlink()
+    again = load_task(tmp_path / "a.ckpt").model
+    assert (again.arguments["with_cls"], again.arguments["pooled_norm"]) == (True, 1e-6)
+    images = torch.randn(2, 3, 32, 32)
+    close(again(images), task.eval().model(images), atol=0)
+    assert again.pooled_norm.weight.shape == model.pooled_norm.weight.shape
+
+
+def test_a_file_that_a_checkpoint_names_is_not_read(pictures, tmp_path, monkeypatch):
+    saved(tmp_path, "average")
+    task, fit = tuning(tmp_path, tmp_path / "m", with_cls=False, pooled_norm=0.0, pooling="mean")
+    pictures.setup("fit")
+    task.build(pictures.spec)
+    fit.strategy.connect(task)
+    task.hparams.update(with_cls=None, pooled_norm=None, pooling="auto")  # as if written by somebody else
+    fit.save_checkpoint(tmp_path / "a.ckpt")
+    again = load_task(tmp_path / "a.ckpt").model
+    assert (again.arguments["with_cls"], again.arguments["pooled_norm"]) == (False, 0.0)
+
+
+@pytest.mark.parametrize(("form", "typed", "message"), [
+    ("average", {"pooled_norm": 1e-5}, r"pooled_norm=1e-05 .* has pooled_norm=1e-06"),
+    ("average", {"pooled_norm": 0.0}, r"pooled_norm=0\.0 .* has pooled_norm=1e-06"),
+    ("average", {"with_cls": False}, r"with_cls=False .* has with_cls=True"),
+    ("no token", {"with_cls": True}, r"with_cls=True .* has with_cls=False"),
+    ("average of normed", {"pooled_norm": 1e-6}, r"pooled_norm=1e-06 .* has pooled_norm=0\.0"),
+])  # fmt: skip
+def test_arguments_that_contradict_the_initial_weights_are_refused(form, typed, message, pictures, tmp_path):
+    saved(tmp_path, form)
+    task, fit = tuning(tmp_path, tmp_path / "m", **typed)
+    text = rf"^ImageClassificationTask: {message}; leave the argument out, .*, or leave init_from out\.$"
+    with pytest.raises(ConfigError, match=text):
+        fit.fit(task, pictures)
+
+
+def test_pooling_may_be_another_than_that_of_the_initial_weights(pictures, tmp_path):
+    saved(tmp_path, "token")
+    task, fit = tuning(tmp_path, tmp_path / "m", pooling="mean")
+    fit.fit(task, pictures)
+    assert (task.model.pooling, task.model.arguments["with_cls"]) == ("mean", True)
