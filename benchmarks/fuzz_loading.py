@@ -60,9 +60,12 @@ def make_seeds(folder: Path) -> None:
     from vertebra.backbones.base import resolve
     from vertebra.backbones.catalog import bundled_models
     from vertebra.backbones.loading.pretrained import read_config
-    from vertebra.domains.dna.task import DNAClassificationTask
+    from vertebra.domains.dna.task import DNAClassificationTask, DNALanguageTask
+    from vertebra.domains.finetuning import TuneConfig
     from vertebra.domains.saving import build_model, save_model
     from vertebra.domains.spec import DataSpec
+    from vertebra.domains.timeseries.task import ForecastTask
+    from vertebra.domains.vision.task import ImageClassificationTask
     from vertebra.errors import VertebraError
 
     for name in bundled_models():
@@ -78,11 +81,22 @@ def make_seeds(folder: Path) -> None:
     torch.save(tensors, folder / "legacy.bin", _use_new_zipfile_serialization=False)
     torch.save({"model": tensors, "x": Canary()}, folder / "evil.pth")
     (folder / "evil.safetensors").write_bytes(pickle.dumps(Canary()))
-    task = DNAClassificationTask("hybrid_test")
-    task.build(DataSpec.from_dict(read_config("dna_promoter")["spec"]))
-    lightning = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 1}
-    task.on_save_checkpoint(lightning)
-    torch.save(lightning, folder / "run.ckpt")
+    for task, name in (
+        (DNAClassificationTask(backbone="hybrid_test"), "dna_promoter"),
+        (DNALanguageTask(backbone="axial_test", tune=TuneConfig(lora_rank=2)), "dna_lm"),
+        (ForecastTask(backbone="illama_test", ema=0.9), "timeseries_zero"),
+        (ImageClassificationTask(backbone="fit_test,causal=false"), "vision_shapes"),
+    ):
+        task.build(DataSpec.from_dict(read_config(name)["spec"]))
+        lightning = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 1}
+        task.on_save_checkpoint(lightning)
+        lightning["data"] = {"class_path": f"{type(task).__module__[:-5]}.data.X", "init_args": {"batch_size": 4}}
+        torch.save(lightning, folder / f"{name}.ckpt")
+    run = folder / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copyfile(folder / "dna_lm.ckpt", run / "checkpoints" / "best.ckpt")
+    shutil.copytree(folder / "dna_lm-hybrid_test", run / "model")
+    (run / "metrics.json").write_text(json.dumps({"validation": {"val/loss": 1.5}, "seed": 0, "command": "x"}))
     shards = folder / "shards"
     shards.mkdir()
     for number, (name, tensor) in enumerate(tensors.items()):
@@ -235,6 +249,30 @@ def damage_zip(data: bytes, rng: random.Random) -> bytes:
     return out.getvalue()
 
 
+def damage_checkpoint(data: bytes, rng: random.Random) -> bytes:
+    """Change values of a checkpoint of Lightning: its settings, or its tensors."""
+    import torch
+
+    found = torch.load(io.BytesIO(data), weights_only=True)
+    if rng.random() < 0.75:
+        rest = damage_json({k: v for k, v in found.items() if k != "state_dict"}, rng)
+        found = {"state_dict": found["state_dict"], **rest} if isinstance(rest, dict) else rest
+    else:
+        state, odd = dict(found["state_dict"]), rng.choice((*NUMBERS, *WORDS, None, [], {}))
+        key = rng.choice(list(state))
+        value = state[key]
+        if rng.random() < 0.2:
+            del state[key]
+        state[rng.choice((key, key, odd if not isinstance(odd, list | dict) else key))] = rng.choice(
+            (odd, value.half(), value[None], value.expand(1 << 30, *value.shape), value.to_sparse(), value.to("meta"),
+             value.flatten()[:1].expand(value.shape), torch.zeros(0), value.to(torch.complex64))
+        )  # fmt: skip
+        found["state_dict"] = state
+    out = io.BytesIO()
+    torch.save(found, out)
+    return out.getvalue()
+
+
 def damage(path: Path, rng: random.Random) -> None:
     """Damage one file in the way of its kind, or any."""
     data = path.read_bytes()
@@ -245,6 +283,8 @@ def damage(path: Path, rng: random.Random) -> None:
                 changed = json.dumps(damage_json(json.loads(data), rng)).encode("utf-8", "surrogatepass")
             elif path.suffix == ".safetensors":
                 changed = damage_safetensors(data, rng)
+            elif path.suffix == ".ckpt" and rng.random() < 0.8:
+                changed = damage_checkpoint(data, rng)
             elif data[:2] == b"PK":
                 changed = damage_zip(data, rng)
     path.write_bytes(damage_bytes(data, rng) if changed is None else changed)
@@ -257,7 +297,7 @@ def make_case(seeds: Path, place: Path, rng: random.Random) -> Path:
     case = place / source.name
     if source.is_dir():
         shutil.copytree(source, case)
-        files = [p for p in sorted(case.iterdir()) if p.suffix in (".json", ".safetensors")]
+        files = [p for p in sorted(case.rglob("*")) if p.suffix in (".json", ".safetensors", ".ckpt")]
         match rng.randrange(30):
             case 0:
                 rng.choice(files).unlink()
@@ -270,7 +310,7 @@ def make_case(seeds: Path, place: Path, rng: random.Random) -> Path:
                 chosen.unlink()
                 chosen.symlink_to(rng.choice(("/etc/passwd", "/dev/zero", "nowhere", str(case), "../x")))
             case _:
-                damage(rng.choice([*files, case / "config.json"]), rng)
+                damage(rng.choice([*files, *case.glob("config.json")]), rng)
     else:
         shutil.copyfile(source, case)
         damage(case, rng)
@@ -287,7 +327,7 @@ def loaders(case: Path, conversions: bool) -> list[Callable[[], object]]:
     from vertebra.backbones.base import create_backbone
     from vertebra.backbones.loading.checkpoints import open_checkpoint
     from vertebra.backbones.loading.pretrained import read_tensors
-    from vertebra.cli.info import describe
+    from vertebra.cli.info import told
     from vertebra.domains.base import load_task
     from vertebra.domains.loading import load
     from vertebra.domains.saving import load_model
@@ -296,7 +336,14 @@ def loaders(case: Path, conversions: bool) -> list[Callable[[], object]]:
         opened = open_checkpoint(case)
         return opened.config, opened.tensors
 
-    found: list[Callable[[], object]] = [checkpoint, lambda: describe(str(case))]
+    def shown() -> object:
+        for as_json in (False, True):
+            text = told(str(case), as_json=as_json)
+            if not all(c.isprintable() or c == "\n" for c in text):
+                raise AssertionError("what steers a terminal would be printed")
+        return text
+
+    found: list[Callable[[], object]] = [checkpoint, shown]
     if case.is_dir():
         found += [lambda: load_model(case), lambda: create_backbone(f"local-dir:{case}"), lambda: read_tensors(case)]
     if case.suffix == ".ckpt":

@@ -25,6 +25,7 @@ from torchmetrics import Metric
 
 from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, resolve, split_name
 from vertebra.backbones.catalog import ADAPTERS
+from vertebra.backbones.loading.guard import CHECKPOINT, cannot_be_built, check_numbers, check_size, header_of
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
 from vertebra.domains.finetuning import TuneConfig, add_adapters, drop_gradients, idle_adapters, merged, set_modes
@@ -524,12 +525,32 @@ def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()
         allow_modules: Modules besides ``vertebra`` that the task's class may come from.
 
     Raises:
-        LoadError: Not a checkpoint of ours, a class that is not allowed, or weights that do not fit.
+        LoadError: Not a checkpoint of ours, a class that is not allowed, a task that cannot be built or that the
+            tensors cannot be of, or weights that do not fit.
     """
     checkpoint = read_checkpoint(path)
     cls = import_class(checkpoint["class_path"], BaseTask, allow_modules=allow_modules, source=path)
-    task = cls(**checkpoint["hyper_parameters"])
-    assert isinstance(task, BaseTask)
-    task.on_load_checkpoint(checkpoint)
-    load_state(task, checkpoint["state_dict"], source=f"the weights of {path}")
+    given, state, header = checkpoint["hyper_parameters"], checkpoint["state_dict"], header_of(checkpoint["state_dict"])
+    if len(header) != len(state):
+        odd = next(name for name in state if name not in header)
+        raise LoadError(f"{path}: {odd!r} in state_dict must be a tensor, got a {type(state[odd]).__name__}.")
+    check_numbers([given, checkpoint["spec"]], path, names=CHECKPOINT)
+    if isinstance(backbone := given.get("backbone"), dict):
+        check_numbers(backbone, path, header, CHECKPOINT)
+
+    def build() -> BaseTask:
+        task = cls(**given)
+        assert isinstance(task, BaseTask)
+        task.on_load_checkpoint(checkpoint)
+        return task
+
+    if cls.__module__.startswith("vertebra."):  # other classes need not bear to be built dry
+        check_size(build, header, path, CHECKPOINT)
+    try:
+        task = build()
+    except VertebraError:
+        raise
+    except Exception as e:  # whatever code of tasks raises when it gets values it was not written for
+        raise cannot_be_built(e, path, CHECKPOINT) from e
+    load_state(task, state, source=f"the weights of {path}")
     return task.eval()

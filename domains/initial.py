@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vertebra.backbones.base import Backbone
-from vertebra.backbones.loading.checkpoints import read_torch
+from vertebra.backbones.loading.checkpoints import check_tensors, read_torch
 from vertebra.backbones.loading.pretrained import LoadReport, extend, load_state, read_config, read_tensors
 from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
 from vertebra.domains.model import DomainModel, Origin
@@ -112,6 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     checkpoint = read_lightning(path)
     if not isinstance(checkpoint, dict) or not {"state_dict", "spec", "class_path"} <= checkpoint.keys():
         raise LoadError(f"{path}: must hold state_dict, spec and class_path, as checkpoints of vertebra's tasks do.")
+    checkpoint.setdefault("hyper_parameters", {})
     return checkpoint
 
 
@@ -119,10 +120,25 @@ def read_lightning(path: str | os.PathLike[str]) -> Any:
     """Read a file that Lightning wrote, without running code from it, nor letting it take memory it does not hold.
 
     Raises:
-        LoadError: It cannot be read.
+        LoadError: It cannot be read, or its parts are none of a checkpoint.
     """
     try:
-        return read_torch(Path(path))
+        found = read_torch(Path(path))
     except LoadError as e:
         reason = str(e).removeprefix(f"{path}: ").rstrip(".")
         raise LoadError(f"{path}: not a readable checkpoint ({reason}).") from e
+    if isinstance(found, dict):
+        for part in ("state_dict", "hyper_parameters"):
+            _check_part(found, part, path)
+        state = found.get("state_dict", {})
+        check_tensors({name: value for name, value in state.items() if isinstance(value, Tensor)}, Path(path))
+    return found
+
+
+def _check_part(checkpoint: dict[str, Any], part: str, path: str | os.PathLike[str]) -> None:
+    values = checkpoint.get(part, {})
+    if not isinstance(values, dict):
+        raise LoadError(f"{path}: {part} must be a dictionary, got a {type(values).__name__}.")
+    for name in values:
+        if not isinstance(name, str):
+            raise LoadError(f"{path}: {part} must have names for keys, got {repr(name)[:100]}.")

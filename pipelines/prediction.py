@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vertebra.errors import ConfigError
+from vertebra.errors import ConfigError, printable
 from vertebra.pipelines import figures
 from vertebra.pipelines.files import whole_file
 
@@ -90,6 +90,9 @@ class Prediction:
         return [["name", "value", *self.scores], [self.name, value, *self.scores.values()]]
 
     def _brief(self) -> str:
+        return printable(self._in_words())
+
+    def _in_words(self) -> str:
         if isinstance(self.value, np.ndarray):
             return f"array {self.value.shape}"
         if isinstance(self.value, (list, tuple)):
@@ -100,8 +103,8 @@ class Prediction:
         return sorted(self.scores.items(), key=lambda pair: -pair[1])[:most]
 
     def __repr__(self) -> str:
-        scores = ", ".join(f"{name}: {score:.4g}" for name, score in self._best())
-        return f"{type(self).__name__}({self.name + ' = ' if self.name else ''}{self._brief()}; {scores})"
+        scores = ", ".join(f"{printable(name)}: {score:.4g}" for name, score in self._best())
+        return f"{type(self).__name__}({printable(self.name) + ' = ' if self.name else ''}{self._brief()}; {scores})"
 
     def __rich__(self) -> Table:
         """Return a small table for a terminal."""
@@ -109,12 +112,13 @@ class Prediction:
         from rich.table import Table
 
         table = Table(
-            title=escape(f"{self.name}: {self._brief()}" if self.name else self._brief()), title_justify="left"
+            title=escape(f"{printable(self.name)}: {self._brief()}" if self.name else self._brief()),
+            title_justify="left",
         )
         table.add_column("class")
         table.add_column(self.label, justify="right")
         for name, score in self._best():
-            table.add_row(escape(name), f"{score:.4f}")
+            table.add_row(escape(printable(name)), f"{score:.4f}")
         return table
 
     def _repr_html_(self) -> str:

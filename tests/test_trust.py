@@ -1,5 +1,7 @@
 """Model directories that were made to harm: each is refused in a sentence, without running code or taking memory."""
 
+import copy
+import io
 import json
 import resource
 import shutil
@@ -15,13 +17,15 @@ from vertebra.backbones.base import create_backbone, resolve
 from vertebra.backbones.catalog import bundled_models, presets
 from vertebra.backbones.loading.files import read_safetensors_header
 from vertebra.backbones.loading.guard import check_size
-from vertebra.backbones.loading.pretrained import read_config, save_tensors
+from vertebra.backbones.loading.pretrained import LoadReport, read_config, save_tensors
 from vertebra.cli import main
-from vertebra.domains.base import BaseTask, read_checkpoint
+from vertebra.cli.tables import print_table
+from vertebra.domains.base import BaseTask, load_task, read_checkpoint
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import build_model, import_class, load_model, save_model
 from vertebra.domains.spec import DataSpec
-from vertebra.errors import ConfigError, LoadError, UnknownNameError, VertebraError
+from vertebra.errors import ConfigError, LoadError, UnknownNameError, VertebraError, printable
+from vertebra.pipelines.prediction import Prediction
 
 SMALL = 300 << 20  # bytes a refusal may take; what torch imports on the way counts too
 
@@ -308,6 +312,238 @@ def test_a_lightning_checkpoint_that_grows_when_it_is_read(tmp_path):
     with pytest.raises(LoadError, match=r"packed\.ckpt: not a readable checkpoint \(.*compress"):
         read_checkpoint(packed)
     assert main(["test", "dna/promoter", "--ckpt_path", str(packed)]) == 2
+
+
+@pytest.fixture(scope="module")
+def lightning():
+    """What a small checkpoint of a training holds."""
+    from vertebra.domains.dna.task import DNAClassificationTask
+
+    task = DNAClassificationTask(backbone="hybrid_test")
+    task.build(DataSpec.from_dict(read_config("dna_promoter")["spec"]))
+    checkpoint = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 1, "global_step": 2}
+    task.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def saved(lightning, path, **changes):
+    """Write it with changes; ``part__key`` for those one level down."""
+    checkpoint = copy.deepcopy(lightning)
+    for name, value in changes.items():
+        part, _, key = name.partition("__")
+        if key:
+            checkpoint[part][key] = value
+        else:
+            checkpoint[part] = value
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_the_undamaged_checkpoint_is_loaded(lightning, tmp_path):
+    assert load_task(saved(lightning, tmp_path / "a.ckpt")).is_built
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"class_path": "os.system"}, "the class must come from vertebra or a module you allow, got 'os.system'"),
+        ({"class_path": 3}, r"the class must be named as PACKAGE\.MODULE\.CLASS, got 3"),
+        ({"class_path": None}, r"the class must be named as PACKAGE\.MODULE\.CLASS, got None"),
+        ({"hyper_parameters": 3}, "hyper_parameters must be a dictionary, got a int"),
+        ({"hyper_parameters": None}, "hyper_parameters must be a dictionary, got a NoneType"),
+        ({"hyper_parameters": {}}, "no model can be built from its hyper_parameters .TypeError: .*backbone"),
+        ({"hyper_parameters__nothing": 1}, "no model can be built from its hyper_parameters .TypeError: .*nothing"),
+        ({"hyper_parameters__backbone": None}, "no model can be built from its hyper_parameters"),
+        ({"hyper_parameters__backbone": [1, 2]}, "no model can be built from its hyper_parameters"),
+        ({"hyper_parameters__backbone": {}}, "unknown backbone family ''"),
+        ({"hyper_parameters__optimizer": {"nothing": 1}}, "no model can be built from its hyper_parameters"),
+        ({"hyper_parameters__tune": {"nothing": 1}}, "no model can be built from its hyper_parameters"),
+        ({"hyper_parameters__ngrams": "x"}, "no model can be built from its hyper_parameters|ngrams"),
+        ({"hyper_parameters__dropout": "x"}, "no model can be built from its hyper_parameters|dropout"),
+        ({"hyper_parameters__ngrams": [10**18]}, "hold the number 10{18}, which is too large"),
+        ({"spec": 3}, "the spec of data must be an object with 'domain', got a int"),
+        ({"spec": {"domain": "os"}}, "unknown domain 'os'"),
+        ({"spec__classes": 3}, "a value is missing or of a wrong type|no model can be built|classes"),
+        ({"state_dict": 3}, "state_dict must be a dictionary, got a int"),
+        ({"state_dict": {"a": 3}}, "do not fit|must be a tensor, got a int"),
+        ({"state_dict": {}}, "say depth 3, but its state_dict holds 0 tensors"),
+        ({"state_dict": {3: torch.ones(2)}}, "state_dict must have names for keys, got 3"),
+    ],
+)  # fmt: skip
+def test_checkpoints_with_values_that_cannot_be_meant(lightning, tmp_path, changes, match):
+    path = saved(lightning, tmp_path / "a.ckpt", **changes)
+    with pytest.raises(VertebraError, match=match) as told:
+        load_task(path)
+    assert len(str(told.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"hyper_parameters__backbone__depth": 10**7}, "its hyper_parameters say depth 10000000, but its state_dict "
+         "holds [0-9]+ tensors; it was not built"),
+        ({"hyper_parameters__backbone__dim": 16 * 10**6}, "its hyper_parameters describe a far larger model than its "
+         "state_dict holds"),
+        ({"hyper_parameters__backbone__hidden_dim": 10**9}, "its hyper_parameters describe a far larger model"),
+        ({"hyper_parameters__backbone__dim": 1 << 62}, "its hyper_parameters hold the number 46116860184273879"),
+        ({"spec__max_length": 10**9, "hyper_parameters__positions": "learned"}, "describe a far larger model"),
+    ],
+)  # fmt: skip
+def test_checkpoints_of_sizes_that_their_tensors_do_not_have(lightning, tmp_path, changes, match):
+    checkpoint = copy.deepcopy(lightning)
+    for name, value in changes.items():
+        *parts, last = name.split("__")
+        place = checkpoint
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    load_task(saved(lightning, tmp_path / "b.ckpt"))  # what is imported on the way is none of its memory
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    with pytest.raises(LoadError, match=match):
+        load_task(tmp_path / "a.ckpt")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < SMALL
+    assert time.monotonic() - start < 20
+
+
+def test_tensors_of_a_checkpoint_that_claim_more_than_is_stored(lightning, tmp_path):
+    tensors = {**lightning["state_dict"], "x": torch.zeros(1).expand(1 << 40)}
+    path = saved({**lightning, "state_dict": tensors}, tmp_path / "a.ckpt")
+    for read in (read_checkpoint, load_task):
+        with pytest.raises(LoadError, match="'x' claims more values than are stored"):
+            read(path)
+
+
+# ---------------------------------------------------------------- what reaches the terminal
+
+EVIL = "\x1b]0;owned\x07\x7f\x1b[31m[red]x[/red][link=http://a]\x9b2J\r\n\u202e\ud800"
+SHOWN = r"\x1b]0;owned\x07\x7f\x1b[31m[red]x[/red][link=http://a]\x9b2J\r\n\u202e\ud800"
+
+
+def plain(text):
+    """Whether a terminal takes a text for what it says."""
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_printable_text():
+    assert printable(EVIL) == SHOWN
+    assert printable("a\n\tb", lines=True) == "a\n\tb"
+    assert printable("a\n\tb") == r"a\n\tb"
+    assert printable("naïve 東京\u3000é", lines=True) == "naïve 東京\u3000é"
+    assert printable(3) == "3"
+
+
+@pytest.mark.parametrize("name", ["task", "model", "command", "vertebra", "metrics", "arguments", "backbone", "spec"])
+def test_info_prints_what_a_config_holds_as_text(folder, name, capsys):
+    for value in (EVIL, {EVIL: EVIL}, [EVIL], {"a": {EVIL: [EVIL]}}):
+        change(folder, **{name: value})
+        status = main(["info", str(folder)])
+        told = capsys.readouterr()
+        assert plain(told.out + told.err)
+        assert status == 0 or "config.json" in told.err
+        assert SHOWN[:20] in told.out or r"\\x1b" in told.out or r"\u001b" in told.out or status == 2
+        if status == 0:
+            assert main(["info", str(folder), "--json"]) == 0
+            out = capsys.readouterr().out
+            assert plain(out)
+            assert json.loads(out)["model"] == str(folder)
+
+
+def test_info_prints_what_a_checkpoint_and_a_run_hold_as_text(lightning, tmp_path, capsys):
+    path = saved(
+        lightning, tmp_path / "a.ckpt", class_path=EVIL, epoch=EVIL, backbone={EVIL: 1}, hyper_parameters__a=EVIL
+    )
+    assert main(["info", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert plain(out)
+    assert SHOWN in out
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.json").write_text(json.dumps({"test": {EVIL: 1.0}, "command": EVIL}))
+    assert main(["info", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert plain(out)
+    assert SHOWN in out
+    (tmp_path / "metrics.json").write_text("[" * 10**5)
+    assert main(["info", str(tmp_path)]) == 2
+    assert "nested too deeply" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"arguments": {"parameters": "x", "b": {}}}, {"arguments": {"parameters": None, "b": {"parameters": []}}},
+        {"backbone": 3}, {"backbone": None}, {"spec": []}, {"metrics": "x"}, {"vertebra": {}}, {"task": {"a": [1]}},
+        {"arguments": {"a": {"b": {"c": {"d": {"e": {"f": {"g": {"h": {}}}}}}}}}},
+    ],
+)  # fmt: skip
+def test_info_of_odd_values(folder, values, capsys):
+    change(folder, **values)
+    assert main(["info", str(folder)]) == 0
+    assert plain(capsys.readouterr().out)
+
+
+def test_info_of_a_config_nested_as_deep_as_is_read(folder, capsys):
+    nested = "[" * 700 + "]" * 700
+    for value in (nested, '{"a":' * 700 + "1" + "}" * 700):
+        config = json.loads((folder / "config.json").read_text())
+        text = json.dumps({**config, "arguments": 1}).replace('"arguments": 1', f'"arguments": {value}')
+        (folder / "config.json").write_text(text)
+        assert main(["info", str(folder)]) in (0, 2)
+        assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_quote_files_as_text(folder, capsys):
+    change(folder, backbone__family=EVIL)
+    with pytest.raises(VertebraError) as told:
+        load_model(folder)
+    assert plain(str(told.value))
+    assert main(["export", str(folder), "-o", str(folder / "x.pt2")]) == 2
+    err = capsys.readouterr().err
+    assert plain(err)
+    assert err.count("\n") == 1
+    assert str(LoadError(EVIL)) == SHOWN.replace(r"\n", "\n")
+
+
+def test_tables_show_markup_and_escapes_as_text(capsys):
+    print_table(EVIL, ["name", EVIL], [[EVIL, EVIL]])
+    out = capsys.readouterr().out
+    assert plain(out)
+    assert "[red]x[/red][link=http://a]" in out
+
+
+def test_convert_prints_names_of_tensors_as_text(tmp_path, capsys, monkeypatch):
+    from vertebra.domains import conversion
+
+    report = LoadReport(matched=[EVIL], unexpected=[EVIL])
+    model = load_model("dna_promoter")
+    found = conversion.Conversion(model=model, report=report, left_out={EVIL: EVIL})
+    converter = next(iter(conversion.converters().values()))
+    monkeypatch.setattr(conversion, "convert", lambda source, family: (converter, found))
+    assert main(["convert", "x", "-o", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert plain(out)
+    assert SHOWN in out
+
+
+def test_a_bug_prints_what_it_quotes_as_text(monkeypatch, capsys):
+    def fails(name):
+        raise RuntimeError(EVIL)
+
+    monkeypatch.setattr("vertebra.cli.info.describe", fails)
+    assert main(["info", "x"]) == 1
+    err = capsys.readouterr().err
+    assert plain(err)
+    assert "RuntimeError" in err
+
+
+def test_results_show_names_of_classes_as_text():
+    from rich.console import Console
+
+    prediction = Prediction(value=EVIL, scores={EVIL: 1.0}, name=EVIL)
+    assert plain(repr(prediction))
+    console = Console(record=True, width=400, file=io.StringIO())
+    console.print(prediction)
+    assert plain(console.export_text())
 
 
 # ---------------------------------------------------------------- anything

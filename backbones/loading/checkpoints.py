@@ -210,7 +210,7 @@ def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
     while isinstance(found, Mapping):
         tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
         if tensors:
-            _check_tensors(tensors, path)
+            check_tensors(tensors, path)
             return tensors
         inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
         if inner is None:
@@ -219,8 +219,12 @@ def _state_dict(found: object, path: Path) -> dict[str, Tensor]:
     raise LoadError(f"{path}: holds no state dict of tensors, also not under {', '.join(WRAPPERS)}.")
 
 
-def _check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse tensors that claim more values than the file can hold."""
+def check_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that claim more values than the file can hold.
+
+    Raises:
+        LoadError: There is such a tensor, or one that is not dense.
+    """
     held, size = 0, path.stat().st_size
     storages: set[int] = set()
     for name, tensor in tensors.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -17,19 +18,50 @@ from vertebra.errors import LoadError, VertebraError
 
 M = TypeVar("M", bound=nn.Module)
 
+
+@dataclass(frozen=True)
+class Names:
+    """What to call a description and the weights in errors.
+
+    Args:
+        description: Where the model is described.
+        weights: Where its tensors are.
+        several: Whether ``description`` is in the plural.
+    """
+
+    description: str = "config.json"
+    weights: str = "model.safetensors"
+    several: bool = False
+
+    def does(self, verb: str) -> str:
+        """Return ``description`` and what it does."""
+        return f"{self.description} {verb}{'' if self.several else 's'}"
+
+
+DIRECTORY = Names()
+CHECKPOINT = Names("its hyper_parameters", "its state_dict", several=True)
+
 _SLACK_VALUES = 32 << 20  # of what is computed when a model is built and not saved, such as tables of rotations
 _SLACK_CALLS = 20_000
 _LITTLE = 1 << 12  # values that are drawn as soon as filled
 _LARGEST = 1 << 53  # of whole numbers; JSON has no larger ones that all readers agree on
 
 
-def check_size(build: Callable[[], nn.Module], header: Mapping[str, Mapping[str, Any]], source: object) -> None:
+def header_of(tensors: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    """Describe tensors in memory as the header of a safetensors file would, as far as sizes go."""
+    return {name: {"shape": list(t.shape)} for name, t in tensors.items() if isinstance(t, Tensor)}
+
+
+def check_size(
+    build: Callable[[], nn.Module], header: Mapping[str, Mapping[str, Any]], source: object, names: Names = DIRECTORY
+) -> None:
     """Build a model under limits that its weights set, without drawing its large tensors, and compare it with them.
 
     Args:
         build: Makes the model.
         header: Of the file of its weights, as ``read_safetensors_header`` gives it.
         source: What to call it in errors.
+        names: What to call its parts.
 
     Raises:
         LoadError: The model would have more values than the file, would compute far more than that, or cannot be
@@ -41,28 +73,34 @@ def check_size(build: Callable[[], nn.Module], header: Mapping[str, Mapping[str,
             model = build()
     except _TooLarge:
         raise LoadError(
-            f"{source}: config.json describes a far larger model than model.safetensors holds ({stored:,} values in "
+            f"{source}: {names.does('describe')} a far larger model than {names.weights} holds ({stored:,} values in "
             f"{len(header):,} tensors); it was not built."
         ) from None
     except VertebraError:
         raise
     except Exception as e:  # whatever code of models raises when it gets values it was not written for
-        raise cannot_be_built(e, source) from e
+        raise cannot_be_built(e, source, names) from e
     built = sum(value.numel() for value in model.state_dict().values())
     if built > stored + max(stored, 1_000_000):  # less is told key by key when it is loaded
         raise LoadError(
-            f"{source}: config.json describes a model of {built:,} values, but model.safetensors holds {stored:,}; "
-            "it was not built."
+            f"{source}: {names.does('describe')} a model of {built:,} values, but {names.weights} holds {stored:,}; it "
+            "was not built."
         )
 
 
-def check_numbers(values: object, source: object, header: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+def check_numbers(
+    values: object,
+    source: object,
+    header: Mapping[str, Mapping[str, Any]] | None = None,
+    names: Names = DIRECTORY,
+) -> None:
     """Refuse whole numbers that cannot be meant, before something is computed from them.
 
     Args:
         values: What ``config.json`` holds, or a part of it.
         source: What to call it in errors.
         header: Of the weights; where it is given, ``values`` is the description of a backbone.
+        names: What to call its parts.
 
     Raises:
         LoadError: A number is too large, or there are more layers than tensors.
@@ -70,24 +108,31 @@ def check_numbers(values: object, source: object, header: Mapping[str, Mapping[s
     if isinstance(values, dict):
         if header is not None and isinstance(depth := values.get("depth"), int) and depth > len(header):
             raise LoadError(
-                f"{source}: config.json says depth {depth}, but model.safetensors holds {len(header)} tensors; it was "
+                f"{source}: {names.does('say')} depth {depth}, but {names.weights} holds {len(header)} tensors; it was "
                 "not built."
             )
         for value in values.values():
-            check_numbers(value, source)
-    elif isinstance(values, list):
+            check_numbers(value, source, names=names)
+    elif isinstance(values, list | tuple):
         for value in values:
-            check_numbers(value, source)
+            check_numbers(value, source, names=names)
     elif isinstance(values, int) and abs(values) > _LARGEST:
-        raise LoadError(f"{source}: config.json holds the number {str(values)[:30]}, which is too large.")
+        raise LoadError(f"{source}: {names.does('hold')} the number {_digits(values)}, which is too large.")
 
 
-def cannot_be_built(error: Exception, source: object) -> LoadError:
+def _digits(value: int) -> str:
+    try:
+        return str(value)[:30]
+    except ValueError:  # Python writes no number of thousands of digits
+        return f"of {value.bit_length()} bits"
+
+
+def cannot_be_built(error: Exception, source: object, names: Names = DIRECTORY) -> LoadError:
     """Say that values in ``config.json`` are none that a model can be built from."""
     reason = " ".join(str(error).split()) or "no reason given"
     return LoadError(
-        f"{source}: no model can be built from config.json ({type(error).__name__}: {reason[:200]}); it is damaged or "
-        "was written by another version."
+        f"{source}: no model can be built from {names.description} ({type(error).__name__}: {reason[:200]}); "
+        f"{'they are' if names.several else 'it is'} damaged or of another version."
     )
 
 

@@ -2,16 +2,43 @@
 
 Every class also derives from the built-in one that code outside of ``vertebra`` would expect, so that
 ``except ValueError`` keeps working. The command line prints their text alone and exits with status 2.
+
+Texts may quote files that somebody else made, so nothing in them steers a terminal.
 """
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
+
+
+def printable(text: object, *, lines: bool = False) -> str:
+    """Return a text for a terminal, with escapes (a backslash, x1b) for what would steer it instead of being shown.
+
+    Args:
+        text: May hold anything that a file gave.
+        lines: Whether it may have several lines; else their ends are escaped too.
+    """
+    found = str(text)
+    if found.isprintable():
+        return found
+    return "".join(c if _is_shown(c) or (lines and c in "\n\t") else _escaped(c) for c in found)
+
+
+def _is_shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 class VertebraError(Exception):
     """Root of the errors that are the user's to mend."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), lines=True)
 
 
 class ConfigError(VertebraError, ValueError):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 from vertebra import __version__
-from vertebra.errors import UnknownNameError, VertebraError
+from vertebra.errors import UnknownNameError, VertebraError, printable
 
 __all__ = ["main"]
 
@@ -92,11 +92,11 @@ def _help() -> str:
 
 
 def _fail(text: str) -> int:
-    print(f"vertebra: error: {text}", file=sys.stderr)
+    print(f"vertebra: error: {printable(text)}", file=sys.stderr)
     return 2
 
 
 def _bug() -> int:
-    traceback.print_exc()
+    print(printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
     print(f"vertebra: this is a bug in vertebra {__version__} or in a class it was given; see above.", file=sys.stderr)
     return 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vertebra.cli.parsing import Parser
 from vertebra.cli.tables import short_number
-from vertebra.errors import ConfigError, UnknownNameError
+from vertebra.errors import ConfigError, UnknownNameError, printable
 
 MOST_LISTED = 12
 """Names of one reason that are printed one by one."""
@@ -66,18 +66,18 @@ def _convert(source: str, folder: Path, family: str | None, dtype: str | None) -
     print(
         f"model      {type(model).__name__}, {model.backbone.config.family} backbone, {short_number(count)} parameters"
     )
-    print(f"tensors    {found.report}")
+    print(f"tensors    {printable(found.report)}")
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.left_out.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        print(f"left out   {len(names)}: {reason}")
-        print("\n".join(f"             {name}" for name in names[:MOST_LISTED]))
+        print(f"left out   {len(names)}: {printable(reason)}")
+        print("\n".join(f"             {printable(name)}" for name in names[:MOST_LISTED]))
         if len(names) > MOST_LISTED:
             print(f"             and {len(names) - MOST_LISTED} more, all in {folder / 'left_out.json'}")
     if found.left_out:
         (folder / "left_out.json").write_text(json.dumps(dict(found.left_out), indent=2) + "\n", encoding="utf-8")
-    written = ", ".join(sorted(p.name for p in folder.iterdir()))
+    written = printable(", ".join(sorted(p.name for p in folder.iterdir())))
     print(f"wrote {folder}: {written}\nSee: vertebra info {folder}")
     return 0
 

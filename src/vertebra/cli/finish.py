@@ -18,7 +18,7 @@ from vertebra.cli.runs import INITIAL, whole_text
 from vertebra.domains.base import BaseTask
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import save_model
-from vertebra.errors import DataError
+from vertebra.errors import DataError, printable
 
 
 def finish_fit(
@@ -139,4 +139,4 @@ def trainer_seed(folder: Path) -> Any:
 def _print_numbers(numbers: dict[str, dict[str, float]]) -> None:
     for split, values in numbers.items():
         if values:
-            print(f"{split}: " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
+            print(f"{split}: " + "  ".join(f"{printable(k)} {v:.4g}" for k, v in values.items()))

@@ -1,4 +1,7 @@
-"""``vertebra info``: what a name, folder or checkpoint is, from headers alone."""
+"""``vertebra info``: what a name, folder or checkpoint is, from headers alone.
+
+Files may be anybody's, so their values are shown as text whatever they are, and at no length.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from vertebra.backbones.catalog import bundled_models, presets
+from vertebra.backbones.loading.files import read_json
 from vertebra.cli.headers import read_model_config, tensors_info
 from vertebra.cli.parsing import Parser
 from vertebra.cli.recipes import recipe_header, recipes
 from vertebra.cli.tables import short_number
-from vertebra.errors import LoadError, UnknownNameError
+from vertebra.errors import LoadError, UnknownNameError, printable
 from vertebra.pipelines.catalog import pipelines
+
+_MOST = 200  # entries of one place that are shown
+_LONGEST = 1000  # letters of a value
+_DEEPEST = 4
 
 
 def run(verb: str, args: list[str]) -> int:
@@ -22,12 +30,24 @@ def run(verb: str, args: list[str]) -> int:
     parser.add_argument("name", metavar="NAME|DIR|FILE.ckpt")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
-    facts = describe(options.name)
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    else:
-        print("\n".join(_lines(facts)))
+    print(told(options.name, as_json=options.json))
     return 0
+
+
+def told(name: str, *, as_json: bool = False) -> str:
+    """Return what ``describe`` finds as text for the terminal.
+
+    Raises:
+        UnknownNameError: As ``describe``.
+        LoadError: As ``describe``, or its values are nested too deeply.
+    """
+    facts = describe(name)
+    try:
+        if as_json:
+            return json.dumps(facts, indent=2, default=str, skipkeys=True).replace("\x7f", r"\u007f")
+        return "\n".join(_lines(facts))
+    except (RecursionError, ValueError) as e:  # the latter of values that hold themselves
+        raise LoadError(f"{name}: its values are nested too deeply to be shown.") from e
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -73,7 +93,7 @@ def _folder(path: Path) -> dict[str, Any]:
             "checkpoints": sorted(p.name for p in (path / "checkpoints").glob("*.ckpt")),
         }
         if metrics.is_file():
-            facts["metrics"] = json.loads(metrics.read_text(encoding="utf-8"))
+            facts["metrics"] = read_json(metrics, finite=False)  # a loss may be NaN
         if (path / "model" / "config.json").is_file():
             facts["model directory"] = _model(path / "model", str(path / "model"))
         done = (path / "model").is_dir()
@@ -132,42 +152,45 @@ def _file(path: Path) -> dict[str, Any]:
         "class": checkpoint["class_path"],
         "epoch": checkpoint.get("epoch"),
         "step": checkpoint.get("global_step"),
-        "parameters": sum(t.numel() for t in state.values()),
+        "parameters": sum(t.numel() for t in state.values() if hasattr(t, "numel")),
         "tensors": len(state),
-        "arguments": {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if k != "backbone"},
+        "arguments": {k: v for k, v in checkpoint["hyper_parameters"].items() if k != "backbone"},
         "backbone": checkpoint.get("backbone", {}),
         "data": checkpoint["spec"],
         "use": f"vertebra test --ckpt_path {path}",
     }
 
 
-def _lines(facts: Mapping[str, Any], indent: str = "") -> list[str]:
-    width = max((len(k) for k in facts), default=0)
+def _lines(facts: Mapping[Any, Any], depth: int = 0) -> list[str]:
+    names = {key: _short(key) for key in list(facts)[:_MOST]}
+    width, indent = max(map(len, names.values()), default=0), "  " * depth
     lines = []
-    for key, value in facts.items():
-        if isinstance(value, Mapping) and value and any(isinstance(v, Mapping) for v in value.values()):
-            lines += [f"{indent}{key}", *_lines(value, indent + "  ")]
+    for key, name in names.items():
+        value = facts[key]
+        if isinstance(value, Mapping) and depth < _DEEPEST and any(isinstance(v, Mapping) for v in value.values()):
+            lines += [f"{indent}{name}", *_lines(value, depth + 1)]
         else:
-            lines.append(f"{indent}{key:<{width}}  {_text(key, value)}".rstrip())
-    return lines
+            lines.append(f"{indent}{name:<{width}}  {_text(key, value)}".rstrip())
+    return lines + ([f"{indent}and {len(facts) - _MOST:,} more"] if len(facts) > _MOST else [])
 
 
-def _text(key: str, value: Any) -> str:
-    if key == "parameters":
+def _text(key: Any, value: Any) -> str:
+    if key == "parameters" and isinstance(value, int):
         return f"{value:,} ({short_number(value)})"
-    if isinstance(value, Mapping):
-        return "  ".join(f"{k}={_short(v)}" for k, v in value.items())
-    if isinstance(value, list):
-        return ("\n    " if any(" " in str(v) for v in value) else "  ").join(str(v) for v in value)
-    return str(value)
+    if isinstance(value, Mapping | list):
+        count = len(value) - _MOST
+        first = list(value.items())[:_MOST] if isinstance(value, Mapping) else value[:_MOST]
+        words = [f"{_short(w[0])}={_short(w[1])}" if isinstance(value, Mapping) else _short(w, _LONGEST) for w in first]
+        words += [f"and {count:,} more"] if count > 0 else []
+        return ("\n    " if isinstance(value, list) and any(" " in word for word in words) else "  ").join(words)
+    return _short(value, _LONGEST)
 
 
-def _short(value: Any) -> str:
-    text = (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else json.dumps(value)
-        if isinstance(value, list | dict)
-        else str(value)
-    )
-    return text if len(text) <= 100 else text[:97] + "..."
+def _short(value: Any, most: int = 100) -> str:
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+    elif isinstance(value, list | dict):
+        text = json.dumps(value, default=str, skipkeys=True)
+    else:
+        text = printable(str(value)[: most + 1])
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from vertebra.cli.invocation import Invocation, parse_invocation
 from vertebra.cli.recipes import recipes
-from vertebra.errors import ConfigError, LoadError, VertebraError
+from vertebra.errors import ConfigError, LoadError, VertebraError, printable
 
 if TYPE_CHECKING:
     from vertebra.cli.lightning_cli import Session
@@ -129,7 +129,7 @@ class _ToOutput(logging.Handler):
         from lightning.pytorch.utilities import rank_zero_only
 
         if getattr(rank_zero_only, "rank", 0) == 0:
-            print(record.getMessage())
+            print(printable(record.getMessage(), lines=True))
 
 
 @contextmanager
