@@ -17,8 +17,9 @@ from markov import as_bases, bits_per_base
 
 from vertebra.domains.dna.data import DNALanguageData
 from vertebra.domains.dna.formats import read_sequences
-from vertebra.domains.dna.objectives import next_targets, token_loss
+from vertebra.domains.dna.objectives import token_loss
 from vertebra.domains.saving import load_model
+from vertebra.domains.targets import next_targets
 
 TRAIN = ["NC_000932.gb", "addgene-plasmid-11664-sequence-180430.gbk", "pBAD30.gb", "ls_orchid.fasta"]
 VALID = "NC_001422.gbk"

@@ -43,11 +43,11 @@ from vertebra.domains.loading import load
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer, lr_factor
 from vertebra.domains.spec import DataSpec
+from vertebra.domains.targets import IGNORED
 from vertebra.errors import ConfigError
 
 log = logging.getLogger("vertebra")
 
-IGNORED = -100
 STAGES = 3
 
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.domains.adapting import Adapter, by_name, extend
 from vertebra.domains.dna.ngrams import NGramEmbedding
-from vertebra.domains.dna.objectives import next_targets
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.model import DomainModel, Origin
+from vertebra.domains.targets import next_targets
 from vertebra.errors import ConfigError, ShapeError
 from vertebra.tokenizers.base import tokenizer_from_dict
 from vertebra.tokenizers.nucleotide import DNATokenizer, NucleotideTokenizer

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vertebra.domains.targets import IGNORED
 from vertebra.errors import ConfigError
 
 Objective = Literal["auto", "causal", "masked"]
-IGNORED = -100
 
 
 def choose_objective(objective: Objective, causal: bool) -> Literal["causal", "masked"]:
@@ -27,22 +27,6 @@ def choose_objective(objective: Objective, causal: bool) -> Literal["causal", "m
             f"use objective '{fitting}' or 'auto', or a backbone of causal={str(not causal).lower()}."
         )
     return fitting
-
-
-def next_targets(ids: Tensor, counted: Tensor, segments: Tensor | None = None) -> Tensor:
-    """Targets of every position (B, L): the token after it, or -100.
-
-    Args:
-        ids: Token ids, int (B, L).
-        counted: Tokens that count as targets, bool (B, L).
-        segments: Packed sequence of every position; none is asked for the first token of the next one.
-    """
-    counted = counted[:, 1:]
-    if segments is not None:
-        counted = counted & (segments[:, 1:] == segments[:, :-1])
-    targets = torch.full_like(ids, IGNORED, dtype=torch.long)
-    targets[:, :-1] = torch.where(counted, ids[:, 1:].long(), IGNORED)
-    return targets
 
 
 def mask_tokens(

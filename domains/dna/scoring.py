@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vertebra.domains.dna.changes import BASES, Change, plain, saturation_matrix, substitutions
 from vertebra.domains.dna.model import DNALanguageModel
-from vertebra.domains.dna.objectives import IGNORED, next_targets
+from vertebra.domains.targets import IGNORED, next_targets
 from vertebra.errors import ConfigError
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 

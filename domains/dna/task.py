@@ -36,11 +36,12 @@ from vertebra.backbones.random import item_uniform
 from vertebra.domains.base import BaseTask, DomainModel, MetricTask
 from vertebra.domains.batching import Batch
 from vertebra.domains.dna.model import DNAClassifier, DNALanguageModel, Head, Pooling, Positions
-from vertebra.domains.dna.objectives import Objective, choose_objective, mask_tokens, next_targets, token_loss
+from vertebra.domains.dna.objectives import Objective, choose_objective, mask_tokens, token_loss
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.finetuning import TuneConfig
 from vertebra.domains.optim import OptimizerConfig
 from vertebra.domains.spec import DataSpec
+from vertebra.domains.targets import next_targets
 from vertebra.errors import ConfigError
 
 

@@ -5,7 +5,8 @@ Shapes: B batch, L positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from vertebra.backbones.base import Backbone
 from vertebra.domains.language.spec import LanguageSpec
 from vertebra.domains.model import DomainModel
+from vertebra.domains.targets import next_targets
 from vertebra.errors import ShapeError
 
 
@@ -80,3 +82,15 @@ class LanguageModel(LanguageEncoder):
     def forward(self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Map ids (B, L) to logits (B, L, V); arguments as in ``embed_positions``."""
         return self.head(self.embed_positions(ids, mask, segments))
+
+    def token_logits(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return logits (B, L, V), and the next token that each is asked for, where both are real.
+
+        Args:
+            batch: ``ids``, and ``mask`` and ``segments`` where there are some, as in ``embed_positions``.
+        """
+        ids, mask, segments = batch["ids"], batch.get("mask"), batch.get("segments")
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        counted = real.clone()
+        counted[:, 1:] &= real[:, :-1]  # behind padding on the left nothing is known
+        return self(ids, mask, segments), next_targets(ids, counted, segments)

@@ -24,6 +24,7 @@ from vertebra.domains.adapting import Adapter, by_name
 from vertebra.domains.mesh.encoder import ShapeEncoder, ShapeEncoderConfig
 from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.model import DomainModel, Origin
+from vertebra.domains.targets import IGNORED
 from vertebra.errors import ConfigError, ShapeError
 from vertebra.tokenizers.base import tokenizer_from_dict
 from vertebra.tokenizers.mesh import Ints, MeshGrammar, MeshTokenizer
@@ -227,6 +228,12 @@ class MeshGenerator(ShapeGenerator):
     def embed_tokens(self, ids: Tensor, kinds: Tensor) -> Tensor:
         """As in ``ShapeGenerator``."""
         return self.embed(ids) + self.kind_embed(kinds) + self.cond_embed.weight[1]
+
+    def token_logits(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return logits (B, L, V) of the tokens of meshes, and the tokens."""
+        buckets = batch["face_buckets"] if self.spec.face_buckets else None
+        ids, mask = batch["ids"], batch["mask"]
+        return self(batch["points"], ids, batch["kinds"], mask, buckets), ids.masked_fill(~mask, IGNORED)
 
     def grammar(self) -> MeshGrammar:
         """As in ``ShapeGenerator``."""

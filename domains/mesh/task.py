@@ -134,7 +134,7 @@ class MeshGenerationTask(AveragedTask):
         """As in ``MetricTask``."""
         model = self.final_model
         assert isinstance(model, MeshGenerator)
-        logits = _logits(model, batch)
+        logits, _ = model.token_logits(batch)
         mask = batch["mask"]
         losses = _losses(logits, batch["ids"], mask, 0.0)
         metrics["loss"].update(losses.sum() / mask.sum(), mask.sum())
@@ -205,13 +205,7 @@ class MeshGenerationTask(AveragedTask):
 
 def token_losses(model: MeshGenerator, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of every token (B, L), 0 at padding, and what is not padding, bool (B, L)."""
-    return _losses(_logits(model, batch), batch["ids"], batch["mask"], label_smoothing), batch["mask"]
-
-
-def _logits(model: MeshGenerator, batch: Batch) -> Tensor:
-    buckets = batch["face_buckets"] if model.spec.face_buckets else None
-    logits: Tensor = model(batch["points"], batch["ids"], batch["kinds"], batch["mask"], buckets)
-    return logits
+    return _losses(model.token_logits(batch)[0], batch["ids"], batch["mask"], label_smoothing), batch["mask"]
 
 
 def _losses(logits: Tensor, ids: Tensor, mask: Tensor, label_smoothing: float) -> Tensor:

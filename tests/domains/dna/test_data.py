@@ -11,10 +11,11 @@ import torch
 
 from vertebra.domains.dna.data import DNALanguageData, DNASequenceData
 from vertebra.domains.dna.labelled import share_out
-from vertebra.domains.dna.objectives import mask_tokens, next_targets
+from vertebra.domains.dna.objectives import mask_tokens
 from vertebra.domains.dna.sample import write_fasta
 from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.spec import DataSpec
+from vertebra.domains.targets import next_targets
 from vertebra.errors import ConfigError, DataError
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer, reverse_complement_string
 

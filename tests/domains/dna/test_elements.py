@@ -9,8 +9,8 @@ import torch
 from vertebra.backbones.base import create_backbone
 from vertebra.domains.dna.data import DNAElementData
 from vertebra.domains.dna.model import DNALanguageModel
-from vertebra.domains.dna.objectives import next_targets
 from vertebra.domains.dna.task import DNALanguageTask
+from vertebra.domains.targets import next_targets
 from vertebra.errors import ConfigError, DataError
 from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from vertebra.domains.dna.objectives import choose_objective, mask_tokens, next_targets, token_loss
+from vertebra.domains.dna.objectives import choose_objective, mask_tokens, token_loss
 from vertebra.errors import ConfigError
 
 BASES = torch.tensor([7, 8, 9, 10])
@@ -28,16 +28,6 @@ def test_masking_statistics():
     assert set(changed[replaced].tolist()) == {7, 8, 9, 10}
     kept = chosen & (changed == ids)
     assert int(kept.sum()) / n == pytest.approx(0.1 + 0.1 / 4, abs=0.01)
-
-
-def test_next_targets_stay_inside_their_sequence():
-    ids = torch.tensor([[2, 7, 8, 2, 9, 11, 10]])
-    segments = torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
-    counted = (ids >= 7) & (ids < 11)
-    assert next_targets(ids, counted, segments).tolist() == [[7, 8, -100, 9, -100, 10, -100]]
-    assert next_targets(ids, counted).tolist() == [[7, 8, -100, 9, -100, 10, -100]]
-    everything = torch.ones_like(counted)
-    assert next_targets(ids, everything, segments)[0, 2] == -100
 
 
 def test_token_loss_of_even_odds():
