@@ -93,11 +93,13 @@ def find_converter(checkpoint: Checkpoint) -> Converter:
     """Return the converter that recognises a checkpoint.
 
     Raises:
-        LoadError: None does; the text shows names of tensors, so that one can see what the file is.
+        LoadError: None does; the text shows names of tensors, so that one can see what the file is. Or ``config.json``
+            is damaged.
     """
     for converter in converters().values():
         if converter.recognises(checkpoint):
             return converter
+    checkpoint.config  # noqa: B018  # no converter minds a damaged one; the user should
     names = list(checkpoint.tensors)
     raise LoadError(
         f"{checkpoint.source}: of no family that is known ({', '.join(converters())}); its {len(names)} tensors begin "

@@ -134,9 +134,9 @@ class Preparation(NamedTuple):
 
 def image_names(checkpoint: Checkpoint) -> frozenset[str]:
     """Return the names of a checkpoint's tensors, if it is of an image model with blocks; else none."""
-    if {"model_type", "spec", "backbone"} & checkpoint.config.keys():  # of transformers, or ours
-        return frozenset()
     try:
+        if {"model_type", "spec", "backbone"} & checkpoint.config.keys():  # of transformers, or ours
+            return frozenset()
         names = frozenset(checkpoint.tensors)
     except LoadError:  # a folder of another kind
         return frozenset()
