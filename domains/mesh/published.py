@@ -18,21 +18,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
-from vertebra.backbones.opt import OFFSET, OPTConfig, opt_350m, transformers_names
+from vertebra.backbones.opt import OFFSET, OPTConfig, opt_350m
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
-from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig, michelangelo_names, michelangelo_weights
+from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig
 from vertebra.domains.mesh.model import SPECIAL, MeshGenerator
 from vertebra.domains.mesh.published_parts import (
     DECODER,
     LEFT_OUT,
-    SHAPE,
     as_load_error,
     count_layers,
     encoder_config,
@@ -41,6 +39,7 @@ from vertebra.domains.mesh.published_parts import (
     shape_of,
     to_michelangelo,
     to_opt,
+    to_ours,
 )
 from vertebra.domains.mesh.published_v1 import MeshAnythingV1
 from vertebra.domains.mesh.spec import MeshSpec
@@ -64,8 +63,6 @@ _NAMES = {
     "cond_proj.weight": "cond_proj.weight",
     "cond_proj.bias": "cond_proj.bias",
 }
-UNUSED = (f"{SHAPE}geo_decoder.", "point_encoder.model.shape_projection")
-"""Prefixes of parts of Michelangelo that no mesh comes from: occupancy, and the match with images and text."""
 
 
 def published_v2() -> tuple[OPTConfig, MeshSpec, dict[str, Any]]:
@@ -89,7 +86,7 @@ def from_published(
     """Rename the tensors of a V2 checkpoint to those of a ``MeshGenerator``.
 
     Args:
-        tensors: Checkpoint.
+        tensors: Checkpoint; parts that no mesh comes from are passed over.
         backbone: Structure of its transformer.
         encoder: Structure of its point encoder.
 
@@ -101,26 +98,9 @@ def from_published(
         raise LoadError(
             "MeshAnything V2: the checkpoint has a VQ-VAE, so it is V1's; give that of Yiwen-ntu/MeshAnythingV2."
         )
-    decoder = {
-        f"backbone.{ours}": tuple(DECODER + name for name in theirs)
-        for ours, theirs in transformers_names(backbone).items()
-    }
-    names = decoder | {ours: (theirs,) for ours, theirs in _NAMES.items()}
-    used = {name for theirs in names.values() for name in theirs}
-    used |= {SHAPE + name for name in michelangelo_names(encoder).values()}
-    if missing := sorted(used - tensors.keys()):
-        raise LoadError(
-            f"MeshAnything V2: the checkpoint lacks {missing[0]!r}, {len(missing)} tensors in all; give that of "
-            "Yiwen-ntu/MeshAnythingV2, and a model of its structure."
-        )
-    if extra := sorted(name for name in tensors if name not in used and not name.startswith(UNUSED)):
-        raise LoadError(
-            f"MeshAnything V2: the model has no place for {extra[0]!r}, {len(extra)} tensors in all; build it of "
-            "published_v2()."
-        )
-    shape = {name: tensors[name] for name in used if name.startswith(SHAPE)}
-    found = {f"encoder.{name}": tensor for name, tensor in michelangelo_weights(encoder, shape, SHAPE).items()}
-    return found | {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in names.items()}
+    kept, _ = split_left_out(tensors, LEFT_OUT)
+    names = {ours: (theirs,) for ours, theirs in _NAMES.items()}
+    return to_ours(kept, names, backbone, encoder, version=2, repository="Yiwen-ntu/MeshAnythingV2")
 
 
 def is_published(source: str) -> bool:

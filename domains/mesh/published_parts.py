@@ -7,15 +7,16 @@ is 64 channels wide; no tensor tells.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.opt import OPTConfig, transformers_names
-from vertebra.domains.mesh.encoder import ShapeEncoderConfig, michelangelo_names
+from vertebra.domains.mesh.encoder import ShapeEncoderConfig, michelangelo_names, michelangelo_weights
 from vertebra.errors import ConfigError, LoadError
 
 HEAD_WIDTH = 64
@@ -111,6 +112,48 @@ def encoder_config(tensors: Mapping[str, Tensor]) -> ShapeEncoderConfig:
 
 
 # ---------------------------------------------------------------- names
+
+
+def to_ours(
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, Sequence[str]],
+    backbone: OPTConfig,
+    encoder: ShapeEncoderConfig,
+    *,
+    version: Literal[1, 2],
+    repository: str,
+) -> dict[str, Tensor]:
+    """Rename the tensors of a checkpoint to those of a generator of ours: all of them, and no others.
+
+    Args:
+        tensors: Checkpoint, without the parts that are left out.
+        names: By ours, those that are put together to it, beside the OPT and Michelangelo.
+        backbone: Structure of the OPT.
+        encoder: Structure of Michelangelo.
+        version: For errors.
+        repository: For errors.
+
+    Raises:
+        ConfigError: The encoder has other queries than Michelangelo's.
+        LoadError: A tensor is missing, or there is one without a place.
+    """
+    opt = {f"backbone.{k}": [DECODER + name for name in theirs] for k, theirs in transformers_names(backbone).items()}
+    parts = {**opt, **names}
+    places = {SHAPE + name for name in michelangelo_names(encoder).values()}
+    used = places.union(*parts.values())
+    if missing := sorted(used - tensors.keys()):
+        raise LoadError(
+            f"MeshAnything V{version}: the checkpoint lacks {missing[0]!r}, {len(missing)} tensors in all; give that "
+            f"of {repository}, and a model of its structure."
+        )
+    if extra := sorted(tensors.keys() - used):
+        raise LoadError(
+            f"MeshAnything V{version}: the model has no place for {extra[0]!r}, {len(extra)} tensors in all; build it "
+            f"of published_v{version}()."
+        )
+    shape = michelangelo_weights(encoder, {name: tensors[name] for name in places}, SHAPE)
+    found = {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in parts.items()}
+    return found | {f"encoder.{name}": tensor for name, tensor in shape.items()}
 
 
 def to_michelangelo(config: ShapeEncoderConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,19 +14,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vertebra.backbones.loading.checkpoints import Checkpoint
 from vertebra.backbones.opt import OFFSET, OPTConfig, opt_350m, transformers_names
 from vertebra.domains.conversion import Conversion, Converter, loaded, split_left_out
 from vertebra.domains.mesh.codes import MeshCodeGenerator
-from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig, michelangelo_names, michelangelo_weights
+from vertebra.domains.mesh.encoder import MICHELANGELO, ShapeEncoderConfig
 from vertebra.domains.mesh.model import SPECIAL
 from vertebra.domains.mesh.published_parts import (
     DECODER,
     LEFT_OUT,
-    SHAPE,
     as_load_error,
     count_layers,
     encoder_config,
@@ -35,6 +33,7 @@ from vertebra.domains.mesh.published_parts import (
     shape_of,
     to_michelangelo,
     to_opt,
+    to_ours,
 )
 from vertebra.domains.mesh.spec import MeshSpec
 from vertebra.domains.model import DomainModel
@@ -188,25 +187,10 @@ def from_published_v1(
         LoadError: A tensor is missing, or there is one without a place.
     """
     fused = any(name.startswith(f"{TOKENIZER}decoder.") and name.endswith("in_proj_weight") for name in tensors)
-    names = {
-        f"backbone.{ours}": tuple(DECODER + name for name in theirs)
-        for ours, theirs in transformers_names(backbone).items()
-    }
-    names |= _fused_names(decoder) if fused else _plain_names(decoder)
-    names |= {ours: (theirs,) for ours, theirs in _NAMES.items()}
-    used = {name for theirs in names.values() for name in theirs} | {CODEBOOK}
-    used |= {SHAPE + name for name in michelangelo_names(encoder).values()}
-    if missing := sorted(used - tensors.keys()):
-        raise LoadError(
-            f"MeshAnything V1: the checkpoint lacks {missing[0]!r}, {len(missing)} tensors in all; give that of "
-            "Yiwen-ntu/MeshAnything."
-        )
-    if extra := sorted(tensors.keys() - used):
-        raise LoadError(f"MeshAnything V1: the model has no place for {extra[0]!r}, {len(extra)} tensors in all.")
-    shape = {name: tensors[name] for name in used if name.startswith(SHAPE)}
-    found = {f"encoder.{name}": tensor for name, tensor in michelangelo_weights(encoder, shape, SHAPE).items()}
-    found |= {ours: torch.cat([tensors[name] for name in theirs]) for ours, theirs in names.items()}
-    return found | {"codebook": tensors[CODEBOOK][0]}
+    names = _fused_names(decoder) if fused else _plain_names(decoder)
+    names |= {ours: (theirs,) for ours, theirs in _NAMES.items()} | {"codebook": (CODEBOOK,)}
+    found = to_ours(tensors, names, backbone, encoder, version=1, repository="Yiwen-ntu/MeshAnything")
+    return found | {"codebook": found["codebook"][0]}
 
 
 class MeshAnythingV1(Converter):
