@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from vertebra.domains.writing import whole_file
 from vertebra.errors import DataError
 
 log = logging.getLogger("vertebra")
@@ -61,22 +63,20 @@ class PredictionWriter(pl.Callback):
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as CSV under a temporary name, then rename.
+    """Write rows as CSV, whole or not at all; the folder is made.
 
     Raises:
         DataError: The file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     names = [k for k in rows[0] if k != "index"] if rows else []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", newline="", encoding="utf-8") as f:
-            writer = csv.DictWriter(f, names, extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
-        partial.replace(path)
     except OSError as e:
-        raise DataError(f"{path}: cannot be written ({e.strerror}); choose another place.") from e
+        raise DataError(f"{path}: cannot be written ({e.strerror}); choose another folder.") from e
+    with whole_file(path) as file, io.TextIOWrapper(file, encoding="utf-8", newline="") as text:
+        writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in row.items()} for row in rows)
 
 
 def _short(value: Any) -> Any:
