@@ -33,6 +33,7 @@ class Report:
         self._open: list[str] = []  # end tags of chapter and card
         self._chapters: list[str] = []
         self._sections: list[str] = []
+        self._top = ""
 
     def chapter(self, title: str, text: str = "") -> Report:
         """Begin a chapter, with a sentence of its own; the page's menu names it."""
@@ -69,12 +70,14 @@ class Report:
         """Add a long text that is folded away."""
         return self.html(f"<details><summary>{escape(title)}</summary><pre>{escape(text.strip())}</pre></details>")
 
+    def headline(self, values: Iterable[tuple[Any, str]]) -> Report:
+        """Put large numbers, or words, at the top of the page, whenever this is called."""
+        self._top = _tiles(values)
+        return self
+
     def tiles(self, values: Iterable[tuple[Any, str]]) -> Report:
         """Add large numbers, or words, with what each of them is."""
-        tiles = "".join(
-            f"<div><b>{escape(_said(value))}</b><span>{escape(what)}</span></div>" for value, what in values
-        )
-        return self.html(f'<div class="tiles">{tiles}</div>')
+        return self.html(_tiles(values))
 
     def table(self, rows: Iterable[Sequence[Any]], header: Sequence[str] = ()) -> Report:
         """Add a table; numbers stand on the right, with four digits."""
@@ -149,6 +152,7 @@ class Report:
 <button class="tool" id="theme" type="button" hidden></button></header>
 {menu}
 <main>
+{self._top}
 {body}
 </main>
 <footer>Made by vertebra {__version__}.</footer>
@@ -163,6 +167,11 @@ class Report:
 
 def _asset(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8").strip()
+
+
+def _tiles(values: Iterable[tuple[Any, str]]) -> str:
+    tiles = "".join(f"<div><b>{escape(_said(value))}</b><span>{escape(what)}</span></div>" for value, what in values)
+    return f'<div class="tiles">{tiles}</div>'
 
 
 def _base64(content: bytes) -> str:

@@ -13,7 +13,7 @@ from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.saving import save_model
 from vertebra.errors import ConfigError, UnknownNameError
 from vertebra.pipelines import base, dark, figures
-from vertebra.pipelines.demo import run_demo
+from vertebra.pipelines.demo.base import run_demo
 from vertebra.pipelines.dna import Classify
 from vertebra.pipelines.dna_embed import Embed
 from vertebra.pipelines.dna_generate import Generate

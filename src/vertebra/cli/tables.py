@@ -19,7 +19,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """
     table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
-        numeric = column in ("params", "dim", "depth")
+        numeric = column in ("params", "dim", "depth", "records", "bad", "seconds")
         table.add_column(
             Text(printable(column)),
             justify="right" if numeric else "left",

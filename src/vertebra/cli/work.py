@@ -8,7 +8,10 @@ from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
 
+from rich.console import Console
+
 from vertebra.cli.parsing import Parser
+from vertebra.cli.tables import print_table
 from vertebra.errors import ConfigError, UnknownNameError
 from vertebra.pipelines.catalog import pipelines
 
@@ -59,10 +62,19 @@ def _demo(args: list[str]) -> int:
     for domain in options.domains:
         if domain not in known:
             raise UnknownNameError("domain", domain, known)
-    from vertebra.pipelines.demo import run_demo
+    from vertebra.pipelines.demo.base import run_demo
 
-    report = run_demo(options.domains or known, Path(options.output))
-    print(f"wrote the report and the files it shows to {report}")
+    with Console(stderr=True).status("samples") as status:
+        done = run_demo(options.domains or known, Path(options.output), lambda name: status.update(name))
+    rows = [
+        (s.pipeline, s.inputs, str(s.output), f"{s.result.good:,}", f"{s.result.bad or ''}", f"{s.seconds:.1f}")
+        for s in done.stages
+    ]
+    print_table("what ran", ("pipeline", "input", "output", "records", "bad", "seconds"), rows)
+    print(
+        f"{len(done.stages)} commands in {done.seconds:.0f} seconds; the bad records are meant to be: each is listed."
+    )
+    print(f"wrote the report and the files it shows to {done.report}")
     return 0
 
 
