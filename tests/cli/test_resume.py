@@ -54,8 +54,9 @@ def test_two_and_two_steps_equal_four(project, same_weights):
     assert main(["fit", "toy/points", *rest, "--trainer.max_steps=7", "--root", "whole"]) == 0
     assert main(["fit", "toy/points", *rest, "--trainer.max_steps=2", "--root", "parts"]) == 0
     run = Path("parts/toy/points/latest")
-    assert main(["fit", "--ckpt_path", str(run), "--trainer.max_steps=5"]) == 0  # the run folder tells the rest
-    assert main(["fit", "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_steps=7"]) == 0
+    own = ["--model", "toys.ToyTask"]  # a class of one's own is named; the run folder tells the rest
+    assert main(["fit", *own, "--ckpt_path", str(run), "--trainer.max_steps=5"]) == 0
+    assert main(["fit", *own, "--ckpt_path", str(run / "checkpoints/last.ckpt"), "--trainer.max_steps=7"]) == 0
     assert same_weights(run / "checkpoints/last.ckpt", "whole/toy/points/1/checkpoints/last.ckpt")
     assert os.readlink(run) == "1"
 

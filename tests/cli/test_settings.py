@@ -44,7 +44,7 @@ def test_file_beats_checkpoint_and_recipe(finished, tmp_path, capsys):
     part.write_text("model: {init_args: {dropout: 0.5}}\ntrainer: {max_epochs: 7}\n")
     for words in (
         ["toy/points"],
-        ["--ckpt_path=runs/toy/points/1"],
+        ["--ckpt_path=runs/toy/points/1", "--model=toys.ToyTask"],
         ["toy/points", "--ckpt_path", "runs/toy/points/1"],
     ):
         config = config_of(*words, "-c", str(part), capsys=capsys)
@@ -67,7 +67,8 @@ def test_command_line_beats_file_wherever_it_stands(project, capsys):
 
 
 def test_command_line_beats_checkpoint(finished, capsys):
-    config = config_of("--ckpt_path", "runs/toy/points/1", "--model.optimizer.lr", "0.5", capsys=capsys)
+    words = ["--ckpt_path", "runs/toy/points/1", "--model", "toys.ToyTask", "--model.optimizer.lr", "0.5"]
+    config = config_of(*words, capsys=capsys)
     assert config["model"]["init_args"]["optimizer"]["lr"] == 0.5
     assert config["model"]["init_args"]["dropout"] == 0.2
 

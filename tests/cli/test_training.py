@@ -9,6 +9,8 @@ from vertebra.cli import main
 
 pytestmark = pytest.mark.slow
 
+OWN = ("--model", "toys.ToyTask")  # what a checkpoint names is imported when it is of vertebra, or named
+
 
 # ---------------------------------------------------------------- run folders
 
@@ -101,9 +103,9 @@ def test_checkpoint_alone_is_enough_to_test(finished, tmp_path, capsys):
     out = tmp_path / "numbers.json"
     before = sorted(finished.rglob("*"))
     for place in ("runs/toy/points/latest", run / "checkpoints" / "best.ckpt", run / "checkpoints"):
-        assert main(["test", "--ckpt_path", str(place), "-o", str(out)]) == 0
+        assert main(["test", *OWN, "--ckpt_path", str(place), "-o", str(out)]) == 0
         assert json.loads(out.read_text()) == expected["test"]
-    assert main(["validate", f"--ckpt_path={run}", "-o", str(out)]) == 0
+    assert main(["validate", *OWN, f"--ckpt_path={run}", "-o", str(out)]) == 0
     assert json.loads(out.read_text()) == expected["validation"]
     assert sorted(finished.rglob("*")) == before, "evaluating must not litter"
     assert f"wrote 2 numbers to {out}" in capsys.readouterr().out
@@ -111,7 +113,7 @@ def test_checkpoint_alone_is_enough_to_test(finished, tmp_path, capsys):
 
 def test_checkpoint_alone_is_enough_to_predict(finished, tmp_path, capsys, rows_of):
     out = tmp_path / "p.csv"
-    assert main(["predict", "--ckpt_path", "runs/toy/points/latest", "-o", str(out)]) == 0
+    assert main(["predict", *OWN, "--ckpt_path", "runs/toy/points/latest", "-o", str(out)]) == 0
     rows = rows_of(out)
     assert [r["name"] for r in rows] == [f"p{i}" for i in range(32)]
     assert all(0 <= float(r["b"]) <= 1 for r in rows)
@@ -122,7 +124,8 @@ def test_other_data_than_the_checkpoints(finished, tmp_path, rows_of):
     few = tmp_path / "few.csv"
     few.write_text("".join(Path("points.csv").read_text().splitlines(keepends=True)[:6]))
     out = tmp_path / "p.csv"
-    assert main(["predict", "--ckpt_path=runs/toy/points/latest", "--data.path", str(few), "-o", str(out)]) == 0
+    words = ["--ckpt_path=runs/toy/points/latest", "--data.path", str(few), "-o", str(out)]
+    assert main(["predict", *OWN, *words]) == 0
     assert len(rows_of(out)) == 6
 
 
@@ -184,7 +187,7 @@ def test_info_of_a_run_folder_and_a_checkpoint(finished, capsys):
 
 
 def test_backbone_of_the_checkpoint_may_be_changed_but_must_fit(finished, capsys):
-    assert main(["test", "--ckpt_path", "runs/toy/points/1", "--model.backbone", "hybrid_test"]) == 2
+    assert main(["test", *OWN, "--ckpt_path", "runs/toy/points/1", "--model.backbone", "hybrid_test"]) == 2
     err = capsys.readouterr().err
     assert "its weights do not fit the model as it is set up" in err
     assert err.count("\n") == 1

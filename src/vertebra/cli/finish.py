@@ -15,9 +15,10 @@ from vertebra.cli.callbacks import RunCheckpoint
 from vertebra.cli.invocation import Invocation, read_yaml
 from vertebra.cli.run_report import write_report
 from vertebra.cli.runs import INITIAL, whole_text
+from vertebra.cli.trust import OURS, is_allowed
 from vertebra.domains.base import BaseTask
 from vertebra.domains.model import DomainModel
-from vertebra.domains.saving import save_model
+from vertebra.domains.saving import class_path, save_model
 from vertebra.errors import DataError, printable
 
 
@@ -121,7 +122,8 @@ def _write_all(
     written += write_report(folder, facts)
     _print_numbers(numbers)
     print(f"wrote {', '.join(written)} to {folder}")
-    print(f"next: vertebra test --ckpt_path {folder}")
+    named = "" if is_allowed(class_path(model), OURS) else f" --model {class_path(model)}"
+    print(f"next: vertebra test --ckpt_path {folder}{named}")
     if isinstance(inner, DomainModel):
         print(f"      vertebra info {folder / 'model'}")
 

@@ -16,6 +16,7 @@ from vertebra.cli.headers import read_model_config, tensors_info
 from vertebra.cli.parsing import Parser
 from vertebra.cli.recipes import recipe_header, recipes
 from vertebra.cli.tables import short_number
+from vertebra.cli.trust import OURS, is_allowed
 from vertebra.errors import LoadError, UnknownNameError, printable
 from vertebra.pipelines.catalog import pipelines
 
@@ -146,7 +147,7 @@ def _file(path: Path) -> dict[str, Any]:
     from vertebra.domains.base import read_checkpoint  # the one case that needs torch
 
     checkpoint = read_checkpoint(path)
-    state = checkpoint["state_dict"]
+    state, held = checkpoint["state_dict"], str(checkpoint["class_path"])
     return {
         "checkpoint": str(path),
         "class": checkpoint["class_path"],
@@ -157,7 +158,8 @@ def _file(path: Path) -> dict[str, Any]:
         "arguments": {k: v for k, v in checkpoint["hyper_parameters"].items() if k != "backbone"},
         "backbone": checkpoint.get("backbone", {}),
         "data": checkpoint["spec"],
-        "use": f"vertebra test --ckpt_path {path}",
+        "use": f"vertebra test --ckpt_path {path}"
+        + ("" if is_allowed(held, OURS) else f"  and, if you trust its class: --model {held}"),
     }
 
 

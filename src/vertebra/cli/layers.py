@@ -15,6 +15,7 @@ import yaml
 from vertebra.cli.invocation import Invocation, read_yaml
 from vertebra.cli.recipes import recipe_path
 from vertebra.cli.runs import run_folder_of
+from vertebra.cli.trust import check_names
 from vertebra.errors import ConfigError, LoadError
 
 
@@ -78,16 +79,23 @@ def read_checkpoint_of(call: Invocation) -> dict[str, Any] | None:
 
 
 def model_class_of(checkpoint: dict[str, Any]) -> str | None:
-    """Class path of the task that wrote a checkpoint."""
-    path = checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path")
-    return str(path) if path else None
+    """Class path of the task that wrote a checkpoint; None where it says none."""
+    return checkpoint.get("class_path") or checkpoint.get("hyper_parameters", {}).get("_class_path") or None
 
 
 def check_class(call: Invocation, checkpoint: dict[str, Any]) -> None:
-    """Refuse another model class than that of the checkpoint."""
+    """Refuse a model class that the user does not know of, or another than that of the checkpoint.
+
+    Raises:
+        LoadError: The checkpoint's class is neither of vertebra nor named by the user.
+        ConfigError: It is not the class that was named.
+    """
     held = model_class_of(checkpoint)
     if held is None:
         return
+    assert call.checkpoint is not None
+    data = _data_of(call, checkpoint)  # looked at too, so that one answer is enough
+    check_names(call, {"model": {"class_path": held}, "data": data}, dict.fromkeys(("model", "data"), call.checkpoint))
     for section, name in class_names(call):
         if section == "model" and name and not name.endswith((".yaml", ".json")) and not same_class(name, held):
             raise ConfigError(mismatch_text(call, held, name))
@@ -136,27 +144,52 @@ def config_layers(call: Invocation, checkpoint: dict[str, Any] | None, scratch: 
 
 
 def checkpoint_layer(call: Invocation, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Settings a checkpoint brings: model and data; for ``fit`` also the trainer's, from the run folder around it."""
+    """Settings a checkpoint brings: model and data; for ``fit`` also the trainer's, from the run folder around it.
+
+    Raises:
+        LoadError: A class is neither of vertebra nor named by the user, or there are values that no settings have.
+    """
     layer: dict[str, Any] = {}
     assert call.checkpoint is not None
+    sources = dict.fromkeys(("model", "data"), call.checkpoint)
     folder = run_folder_of(call.checkpoint)
     if call.subcommand == "fit" and folder is not None:
         settings = read_yaml(folder / "config.yaml")
         layer = {k: settings[k] for k in ("seed_everything", "trainer") if k in settings}
+        sources |= dict.fromkeys(layer, folder / "config.yaml")
     given = {k: v for k, v in checkpoint.get("hyper_parameters", {}).items() if not k.startswith("_")}
     for name in ("backbone", "student"):
-        if isinstance(given.get(name), dict) and "family" in given[name]:
-            given[name] = _as_class(given[name])
+        backbone = given.get(name)
+        if isinstance(backbone, dict) and "family" in backbone:
+            given[name] = _as_class(backbone)
     if held := model_class_of(checkpoint):
         layer["model"] = {"class_path": held, "init_args": given}
-    data = checkpoint.get("data")
-    saved = checkpoint.get("datamodule_hyper_parameters") or {}
-    if data is None and "_class_path" in saved:
-        arguments = {k: v for k, v in saved.items() if not k.startswith("_")}
-        data = {"class_path": saved["_class_path"], "init_args": arguments}
-    if data is not None:
+    if data := _data_of(call, checkpoint):
         layer["data"] = data
-    return json.loads(json.dumps(layer, default=list))  # tuples are no plain YAML
+    check_names(call, layer, sources)
+    try:
+        return json.loads(json.dumps(layer, default=_listed))  # tuples are no plain YAML
+    except (TypeError, ValueError) as e:
+        raise LoadError(f"{call.checkpoint}: holds settings that are none ({e}).") from e
+
+
+def _data_of(call: Invocation, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the data module that a checkpoint was made with; empty where it says none."""
+    parts = {name: checkpoint.get(name) or {} for name in ("data", "datamodule_hyper_parameters")}
+    for name, value in parts.items():
+        if not isinstance(value, dict):
+            raise LoadError(f"{call.checkpoint}: {name} must be a dictionary, got a {type(value).__name__}.")
+    data, saved = parts["data"], parts["datamodule_hyper_parameters"]
+    if not data and "_class_path" in saved:
+        arguments = {k: v for k, v in saved.items() if not str(k).startswith("_")}
+        return {"class_path": saved["_class_path"], "init_args": arguments}
+    return data
+
+
+def _listed(value: object) -> list[Any]:
+    if isinstance(value, set | frozenset):
+        return list(value)
+    raise TypeError(f"a {type(value).__name__}")
 
 
 def _as_class(backbone: dict[str, Any]) -> dict[str, Any]:
@@ -164,5 +197,5 @@ def _as_class(backbone: dict[str, Any]) -> dict[str, Any]:
     from vertebra.backbones.base import config_class
 
     fields = {k: v for k, v in backbone.items() if k != "family"}
-    cls = config_class(backbone["family"])
+    cls = config_class(str(backbone["family"])[:100])
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": fields}

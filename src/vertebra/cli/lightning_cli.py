@@ -22,9 +22,10 @@ from vertebra.cli.layers import mismatch_text, model_class_of, same_class
 from vertebra.cli.run_logger import RunLogger
 from vertebra.cli.runs import next_folder, run_folder_of, whole_text
 from vertebra.cli.signals import MarkTraining, Signals
+from vertebra.cli.trust import denied_name, imports_of
 from vertebra.domains.base import BaseData, PredictionWriter
 from vertebra.domains.spec import DataSpec
-from vertebra.errors import ConfigError
+from vertebra.errors import ConfigError, LoadError
 
 set_parsing_settings(subclasses_enabled=[BackboneConfig])
 
@@ -79,7 +80,8 @@ class VertebraCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the words, without looking at those of the process."""
         assert isinstance(args, list)
-        self.config = parser.parse_args(args)
+        with imports_of(self.call):
+            self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Check, not parse: the checkpoint is a layer weaker than what was typed; Lightning would reverse that."""
@@ -98,6 +100,20 @@ class VertebraCLI(LightningCLI):
             self._dump_config()
             print(f"# {self.call.command}\n{yaml.safe_dump(self.config_dump, sort_keys=False)}", end="")
             raise SystemExit(0)
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer.
+
+        Raises:
+            LoadError: The checkpoint names, in a place that anything may stand in, a class that it may not.
+        """
+        with imports_of(self.call):
+            try:
+                super().instantiate_classes()
+            except ImportError as e:
+                if (denied := denied_name(str(e))) is None:
+                    raise
+                raise LoadError(denied) from e
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Make the trainer: with a run folder for ``fit``, without any litter for the others.

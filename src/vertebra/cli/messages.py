@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable
-from importlib import import_module
 from typing import Any
 
 from vertebra.cli.parsing import suggestion
+from vertebra.cli.trust import denied_name
 
 SECTIONS = {"model": "LightningModule", "data": "LightningDataModule"}
 
@@ -26,7 +27,7 @@ def explain(text: str, verb: str, typed: list[str]) -> str:
     keys = re.findall(r'(?:Parser key|Configuration key) "([\w.]+)"', text)
     section = keys[0].partition(".")[0] if keys else ""
     classes = re.findall(r"Problem with given class_path '([\w.]+)'", text)
-    owner = _import(classes[-1]) if classes else None
+    owner = _imported(classes[-1]) if classes else None
     prefix = ".".join(k for k in keys if k) or section
     if "is not accepted" not in text and "backbone" in text:
         for option, field, value in _backbone_fields(typed):
@@ -94,10 +95,10 @@ def _not_importable(m: re.Match[str], at: _Place) -> str:
     path = at.classes[-1] if at.classes else at.section
     module, _, name = path.rpartition(".")
     near = ""
-    try:
-        near = suggestion(name, [n for n, v in vars(import_module(module)).items() if isinstance(v, type)])
-    except ImportError:
-        near = suggestion(name, known_classes(at.section)) if at.section in SECTIONS else ""
+    if module in sys.modules:
+        near = suggestion(name, [n for n, v in vars(sys.modules[module]).items() if isinstance(v, type)])
+    elif at.section in SECTIONS:
+        near = suggestion(name, known_classes(at.section))
     return f"--{at.section}: the class {path!r} cannot be imported ({m[0]}).{near}"
 
 
@@ -126,7 +127,12 @@ def _no_file(m: re.Match[str], at: _Place) -> str:
     return f"no such file {m[1]!r}."
 
 
+def _denied(m: re.Match[str], at: _Place) -> str:
+    return str(denied_name(m[0]))
+
+
 _ANSWERS: list[tuple[str, Callable[[re.Match[str], _Place], str]]] = [
+    (r"Importing '[\w.]{1,300}' is not allowed", _denied),
     (r"Option '([\w.]+)' is not accepted", lambda m, at: at.unknown(m[1])),
     (r"does not accept option '([\w.]+)'", lambda m, at: at.unknown(m[1])),
     (r"unrecognized arguments: (\S+)", _unrecognized),
@@ -197,12 +203,10 @@ def known_classes(section: str) -> list[str]:
     return sorted(found)
 
 
-def _import(path: str) -> Any:
+def _imported(path: str) -> Any:
+    """Return a class that the parser has imported; nothing is imported here, where a text may quote anything."""
     module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(import_module(module), name, None)
-    except ImportError:
-        return None
+    cls = getattr(sys.modules.get(module), name, None)
     return cls if isinstance(cls, type) else None
 
 
