@@ -53,7 +53,7 @@ class Domain:
         metric: Name of the number, without the split.
         better: Whether ``more`` or ``less`` of it is better.
         rate: The recipe's learning rate.
-        options: Further options; ``{data}`` stands for the folder of data.
+        options: Further options; ``{data}`` stands for the folder of data, ``{seed}`` for the seed.
         parts: ``init_parts``.
         split: Split whose number is told.
     """
@@ -84,9 +84,10 @@ DOMAINS = {
         {
             "data.root": "{data}/speech/fsdd/recordings",
             "model.intermediate": "[1]",
+            "data.seed": "{seed}",  # nothing else differs between seeds where all weights are loaded
             "model.feature_norm": "global",
             "model.optimizer.warmup": "0.1",
-            "trainer.max_steps": "150",
+            "trainer.max_steps": "400",
         },
         parts="all",
     ),
@@ -178,7 +179,7 @@ def train(domain: Domain, method: str, rate: float, seed: int, args: argparse.Na
 
     done = sorted(root.rglob("metrics.json"))
     if not done:
-        places = {"data": args.data, "out": args.out}
+        places = {"data": args.data, "out": args.out, "seed": seed}
         options = {key: value.format(**places) if "{" in value else value for key, value in domain.options.items()}
         options = {
             "model.backbone": backbone_of(domain.model),
