@@ -33,11 +33,13 @@ from typing import Any
 SECONDS = 20  # of computing that a load may take; thirty times that on the clock
 MEMORY = 2 << 30  # bytes a case may take beyond what the process has
 CANARY = "CODE_WAS_RUN"
+IMPORTED = "imported_by_name"  # a module that must not be looked for
 
 NUMBERS = (0, 1, -1, 2, 7, 255, 1 << 16, 10**7, 10**9, (1 << 31) - 1, 1 << 31, 1 << 53, 1 << 63, 1 << 64, 10**40)
 WORDS = (
     "", "a", "../../etc/passwd", "/etc/passwd", "vertebra.cli.main", "vertebra.os.system", "os.system", "builtins.eval",
     "__main__.x", "vertebra.domains.model.DomainModel", "vertebra.domains.base.nn.Module", "..", ".", "timm", "nan",
+    f"{IMPORTED}.X", f'{{"class_path": "{IMPORTED}.X"}}', f"vertebra.domains.base.{IMPORTED}.X",
     "F32", "F64", "F8_E5M2", "BOOL", "hf-hub:a/b", "\x00", "\ud800", "é" * 50, "x" * 5000, "causal", "M", "MA" * 500,
 )  # fmt: skip
 
@@ -47,6 +49,15 @@ class Canary:
 
     def __reduce__(self) -> Any:
         return os.system, (f"touch {CANARY}",)
+
+
+class Watch:
+    """Makes the same file when the module is looked for."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        """Look for nothing, and tell."""
+        if name == IMPORTED:
+            Path(CANARY).touch()
 
 
 # ---------------------------------------------------------------- what is damaged
@@ -81,16 +92,17 @@ def make_seeds(folder: Path) -> None:
     torch.save(tensors, folder / "legacy.bin", _use_new_zipfile_serialization=False)
     torch.save({"model": tensors, "x": Canary()}, folder / "evil.pth")
     (folder / "evil.safetensors").write_bytes(pickle.dumps(Canary()))
-    for task, name in (
-        (DNAClassificationTask(backbone="hybrid_test"), "dna_promoter"),
-        (DNALanguageTask(backbone="axial_test", tune=TuneConfig(lora_rank=2)), "dna_lm"),
-        (ForecastTask(backbone="illama_test", ema=0.9), "timeseries_zero"),
-        (ImageClassificationTask(backbone="fit_test,causal=false"), "vision_shapes"),
+    for task, name, data in (
+        (DNAClassificationTask(backbone="hybrid_test"), "dna_promoter", "DNASequenceData"),
+        (DNALanguageTask(backbone="axial_test", tune=TuneConfig(lora_rank=2)), "dna_lm", "DNALanguageData"),
+        (ForecastTask(backbone="illama_test", ema=0.9), "timeseries_zero", "SeriesData"),
+        (ImageClassificationTask(backbone="fit_test,causal=false"), "vision_shapes", "ImageData"),
     ):
         task.build(DataSpec.from_dict(read_config(name)["spec"]))
         lightning = {"state_dict": task.state_dict(), "hyper_parameters": dict(task.hparams), "epoch": 1}
         task.on_save_checkpoint(lightning)
-        lightning["data"] = {"class_path": f"{type(task).__module__[:-5]}.data.X", "init_args": {"batch_size": 4}}
+        path = f"{type(task).__module__.removesuffix('.task')}.data.{data}"
+        lightning["data"] = {"class_path": path, "init_args": {"batch_size": 4, "seed": 1}}
         torch.save(lightning, folder / f"{name}.ckpt")
     run = folder / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -327,10 +339,12 @@ def loaders(case: Path, conversions: bool) -> list[Callable[[], object]]:
     from vertebra.backbones.base import create_backbone
     from vertebra.backbones.loading.checkpoints import open_checkpoint
     from vertebra.backbones.loading.pretrained import read_tensors
+    from vertebra.cli import main
     from vertebra.cli.info import told
-    from vertebra.domains.base import load_task
+    from vertebra.domains.base import init_weights, load_task
     from vertebra.domains.loading import load
     from vertebra.domains.saving import load_model
+    from vertebra.errors import VertebraError
 
     def checkpoint() -> object:
         opened = open_checkpoint(case)
@@ -343,11 +357,26 @@ def loaders(case: Path, conversions: bool) -> list[Callable[[], object]]:
                 raise AssertionError("what steers a terminal would be printed")
         return text
 
+    def configured() -> object:
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            status = main(["config", "--ckpt_path", str(case)])
+        if status == 0:
+            return status
+        if status == 2:
+            raise VertebraError(told.getvalue())
+        raise AssertionError(told.getvalue()[-1000:])
+
+    def begun() -> object:
+        return init_weights(load_model("dna_promoter"), str(case), "all")
+
     found: list[Callable[[], object]] = [checkpoint, shown]
     if case.is_dir():
         found += [lambda: load_model(case), lambda: create_backbone(f"local-dir:{case}"), lambda: read_tensors(case)]
     if case.suffix == ".ckpt":
-        found.append(lambda: load_task(case))
+        found += [lambda: load_task(case), configured]
+    if case.is_dir() or case.suffix == ".ckpt":
+        found.append(begun)
     if conversions:
         found.append(lambda: load(case))
     return found
@@ -399,8 +428,10 @@ def work(seeds: Path, options: argparse.Namespace, worker: int, first: int, now:
     """Run cases until the time is up; ``now`` holds the number and the start of the running one."""
     import torch
 
-    from vertebra.domains import base, loading  # noqa: F401  # imported before memory is limited
+    from vertebra.cli import lightning_cli  # noqa: F401  # imported before memory is limited
+    from vertebra.domains import base, loading  # noqa: F401
 
+    sys.meta_path.insert(0, Watch())  # type: ignore[arg-type]
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGPROF, _stop)

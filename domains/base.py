@@ -29,7 +29,7 @@ from vertebra.backbones.loading.guard import CHECKPOINT, cannot_be_built, check_
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
 from vertebra.domains.finetuning import TuneConfig, add_adapters, drop_gradients, idle_adapters, merged, set_modes
-from vertebra.domains.initial import init_backbone, init_weights, read_checkpoint
+from vertebra.domains.initial import check_all_tensors, init_backbone, init_weights, read_checkpoint
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
 from vertebra.domains.predictions import PredictionWriter
@@ -530,10 +530,8 @@ def load_task(path: str | os.PathLike[str], *, allow_modules: Iterable[str] = ()
     """
     checkpoint = read_checkpoint(path)
     cls = import_class(checkpoint["class_path"], BaseTask, allow_modules=allow_modules, source=path)
-    given, state, header = checkpoint["hyper_parameters"], checkpoint["state_dict"], header_of(checkpoint["state_dict"])
-    if len(header) != len(state):
-        odd = next(name for name in state if name not in header)
-        raise LoadError(f"{path}: {odd!r} in state_dict must be a tensor, got a {type(state[odd]).__name__}.")
+    given, state = checkpoint["hyper_parameters"], check_all_tensors(checkpoint["state_dict"], path)
+    header = header_of(state)
     check_numbers([given, checkpoint["spec"]], path, names=CHECKPOINT)
     if isinstance(backbone := given.get("backbone"), dict):
         check_numbers(backbone, path, header, CHECKPOINT)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.loading.checkpoints import check_tensors, read_torch
+from vertebra.backbones.loading.guard import Names, cannot_be_built
 from vertebra.backbones.loading.pretrained import LoadReport, extend, load_state, read_config, read_tensors
 from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.spec import DataSpec
-from vertebra.errors import LoadError
+from vertebra.errors import LoadError, VertebraError
 
 
 def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> LoadReport:
@@ -31,8 +32,17 @@ def init_weights(model: DomainModel, source: str, parts: str = "backbone") -> Lo
             another shape, or does not exist in the source, keeps its fresh values.
 
     Raises:
-        LoadError: There are no weights, or the backbone does not fit.
+        LoadError: There are no weights, the backbone does not fit, or what describes them is damaged.
     """
+    try:
+        return _init_weights(model, source, parts)
+    except VertebraError:
+        raise
+    except Exception as e:  # whatever a model's adapters raise when they get values they were not written for
+        raise cannot_be_built(e, source, Names("its description")) from e
+
+
+def _init_weights(model: DomainModel, source: str, parts: str) -> LoadReport:
     tensors, origin = read_source(source)
     with without_adapters(model):
         own = model.state_dict()
@@ -80,8 +90,8 @@ def read_source(source: str) -> tuple[dict[str, Tensor], Origin]:
     """
     if source.endswith(".ckpt"):
         checkpoint = read_checkpoint(source)
-        given = checkpoint.get("hyper_parameters", {})
-        state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+        given, state = checkpoint["hyper_parameters"], check_all_tensors(checkpoint["state_dict"], source)
+        state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         origin = Origin(DataSpec.from_dict(checkpoint["spec"]), given)
         return merge_tensors(state, TuneConfig(**given.get("tune", {}))), origin
     from vertebra.domains.loading import load, saved_folder
@@ -133,6 +143,18 @@ def read_lightning(path: str | os.PathLike[str]) -> Any:
         state = found.get("state_dict", {})
         check_tensors({name: value for name, value in state.items() if isinstance(value, Tensor)}, Path(path))
     return found
+
+
+def check_all_tensors(state: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint of ours, which holds nothing but tensors.
+
+    Raises:
+        LoadError: It holds something else.
+    """
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise LoadError(f"{path}: {name[:100]!r} in state_dict must be a tensor, got a {type(value).__name__}.")
+    return state
 
 
 def _check_part(checkpoint: dict[str, Any], part: str, path: str | os.PathLike[str]) -> None:

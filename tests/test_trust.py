@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import re
 import resource
 import shutil
 import time
@@ -20,7 +21,7 @@ from vertebra.backbones.loading.guard import check_size
 from vertebra.backbones.loading.pretrained import LoadReport, read_config, save_tensors
 from vertebra.cli import main
 from vertebra.cli.tables import print_table
-from vertebra.domains.base import BaseTask, load_task, read_checkpoint
+from vertebra.domains.base import BaseTask, init_weights, load_task, read_checkpoint
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import build_model, import_class, load_model, save_model
 from vertebra.domains.spec import DataSpec
@@ -406,12 +407,65 @@ def test_checkpoints_of_sizes_that_their_tensors_do_not_have(lightning, tmp_path
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"depth": 10**7}, "its settings, with what was typed, say depth 10000000, but its state_dict holds"),
+        ({"dim": 16 * 10**6}, "its settings, with what was typed, describe a far larger model than its state_dict"),
+        ({"hidden_dim": 10**9}, "its settings, with what was typed, describe a far larger model than its state_dict"),
+        ({"dim": 1 << 62}, "its settings, with what was typed, hold the number 4611686018427387904"),
+        ({}, r"nothing\.fa"),
+    ],
+)
+def test_sizes_are_held_against_the_tensors_on_the_command_line_too(lightning, tmp_path, capsys, changes, match):
+    backbone = {**lightning["hyper_parameters"]["backbone"], **changes}
+    path = saved(lightning, tmp_path / "a.ckpt", hyper_parameters__backbone=backbone)
+    words = ["--data", "DNASequenceData", "--data.positives", "nothing.fa", "--data.negatives", "nothing.fa"]
+    assert main(["test", *words, "--ckpt_path", str(saved(lightning, tmp_path / "b.ckpt"))]) == 2  # imports take memory
+    assert "nothing.fa" in capsys.readouterr().err
+    for verb in ("test", "fit"):
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        rest = ["--root", str(tmp_path), "--trainer.max_epochs=1"] if verb == "fit" else []
+        assert main([verb, *words, "--ckpt_path", str(path), *rest]) == 2
+        err = capsys.readouterr().err
+        assert re.search(match, err)
+        assert err.count("\n") == 1
+        assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < SMALL
+        assert time.monotonic() - start < 20
+
+
 def test_tensors_of_a_checkpoint_that_claim_more_than_is_stored(lightning, tmp_path):
     tensors = {**lightning["state_dict"], "x": torch.zeros(1).expand(1 << 40)}
     path = saved({**lightning, "state_dict": tensors}, tmp_path / "a.ckpt")
     for read in (read_checkpoint, load_task):
         with pytest.raises(LoadError, match="'x' claims more values than are stored"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hyper_parameters__tune": {"nothing": 1}}, {"hyper_parameters__tune": 3}, {"hyper_parameters__tune": None},
+        {"hyper_parameters__tune": {"lora_rank": "x"}}, {"spec": {"domain": "os"}}, {"spec": 3},
+        {"state_dict__model.embed.weight": 3}, {"hyper_parameters": 3}, {"spec__classes": 3},
+        {"state_dict__model.backbone.x.base_layer.weight": torch.ones(2, 2)},
+    ],
+)  # fmt: skip
+def test_initial_weights_with_values_that_cannot_be_meant(good, lightning, tmp_path, changes):
+    path = saved(lightning, tmp_path / "a.ckpt", **changes)
+    with pytest.raises(VertebraError) as told:
+        init_weights(load_model(good), str(path), "all")
+    assert len(str(told.value)) < 700
+
+
+@pytest.mark.parametrize("value", [3, None, [], "x", {"positions": 3}, {"positions": {}}])
+def test_initial_weights_of_a_directory_with_odd_arguments(good, folder, value):
+    change(folder, arguments=value)
+    try:
+        init_weights(load_model(good), str(folder), "all")
+    except VertebraError:
+        return
 
 
 # ---------------------------------------------------------------- what reaches the terminal

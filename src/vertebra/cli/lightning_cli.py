@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from vertebra.backbones.base import BackboneConfig
+from vertebra.backbones.loading.guard import Names, check_numbers, check_size, header_of
 from vertebra.cli.callbacks import DEFAULT_MONITOR, RunCheckpoint, RunFolder, SaveRunConfig
 from vertebra.cli.finish import finish_fit
 from vertebra.cli.invocation import Invocation
@@ -22,8 +24,9 @@ from vertebra.cli.layers import mismatch_text, model_class_of, same_class
 from vertebra.cli.run_logger import RunLogger
 from vertebra.cli.runs import next_folder, run_folder_of, whole_text
 from vertebra.cli.signals import MarkTraining, Signals
-from vertebra.cli.trust import denied_name, imports_of
-from vertebra.domains.base import BaseData, PredictionWriter
+from vertebra.cli.trust import OURS, denied_name, imports_of, is_allowed
+from vertebra.domains.base import BaseData, BaseTask, PredictionWriter
+from vertebra.domains.saving import class_path
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError, LoadError
 
@@ -179,6 +182,7 @@ class VertebraCLI(LightningCLI):
 
     def fit(self, model: pl.LightningModule, datamodule: pl.LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train; then validate and test the best checkpoint and write what a run folder holds."""
+        self._check_size()
         with_test = is_overridden("test_step", model, pl.LightningModule)
         self.trainer.fit(model, datamodule=datamodule, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
         if self.signals.received:  # during the last batches
@@ -210,6 +214,21 @@ class VertebraCLI(LightningCLI):
         self._prepare_evaluation()
         self.trainer.predict(model, **{**kwargs, "return_predictions": False}, weights_only=True)
 
+    def _check_size(self) -> None:
+        """Refuse settings of a model that the checkpoint's tensors cannot be of, before it takes memory."""
+        task, checkpoint = self.model, self.checkpoint
+        if checkpoint is None or not (isinstance(task, BaseTask) and is_allowed(class_path(task), OURS)):
+            return  # other tasks need not bear to be built dry
+        if "spec" not in checkpoint:
+            raise LoadError(f"{self.call.checkpoint}: holds no 'spec', so no task of vertebra wrote it.")
+        header = header_of(checkpoint["state_dict"])
+        names = Names("its settings, with what was typed,", "its state_dict", several=True)
+        check_numbers([task.backbone_config.to_dict(), checkpoint["spec"]], self.call.checkpoint, names=names)
+        check_numbers(task.backbone_config.to_dict(), self.call.checkpoint, header, names)
+        spec = DataSpec.from_dict(checkpoint["spec"])
+        trial = copy.copy(task)  # a task may keep something of the model it builds
+        check_size(lambda: trial.build_model(task.backbone_config.build(), spec), header, self.call.checkpoint, names)
+
     def _prepare_evaluation(self) -> None:
         """Let the data be read as the model expects it: its classes and lengths, whatever these files would suggest."""
         if self.checkpoint is not None and isinstance(self.datamodule, BaseData) and "spec" in self.checkpoint:
@@ -218,3 +237,4 @@ class VertebraCLI(LightningCLI):
             raise ConfigError(
                 f"{self.call.verb}: the weights are missing; give --ckpt_path X, a checkpoint or a run folder."
             )
+        self._check_size()

@@ -30,7 +30,8 @@ often used:
   --init_from X           initial weights: a model directory, a bundled model, a run, a .ckpt
   --trainer.max_epochs N  also max_steps, max_time, accelerator, devices, precision
   --seed_everything N     seed of initial weights and dropout (default: 0)
-  --ckpt_path X           a checkpoint or run folder: fit goes on with it, the others need no more than this
+  --ckpt_path X           a checkpoint or run folder: fit goes on with it, the others need no more than this; but a
+                          task of your own is named too, as in --model my.Task
   -c FILE                 a configuration file; stronger than recipe and checkpoint, weaker than what is typed"""
 
 

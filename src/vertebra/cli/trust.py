@@ -143,10 +143,9 @@ def _short_names(call: Invocation) -> Iterator[str]:
     asked = {name for section, name in class_names(call) if section in ("model", "data") and name and "." not in name}
     todo: list[type] = [LightningModule, LightningDataModule] if asked else []
     while todo:
-        for cls in todo.pop().__subclasses__():
-            todo.append(cls)
-            if cls.__name__ in asked:
-                yield f"{cls.__module__}.{cls.__qualname__}"
+        below: list[type] = todo.pop().__subclasses__()
+        todo += below
+        yield from (f"{cls.__module__}.{cls.__qualname__}" for cls in below if cls.__name__ in asked)
 
 
 def _named(value: Any, place: str, source: Path, budget: list[int], depth: int = 0) -> Iterator[tuple[str, Any]]:
