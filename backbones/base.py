@@ -84,6 +84,21 @@ class BackboneConfig:
         cls = config_class(str(fields.pop("family", "")))
         return cls(**_checked_fields(cls, fields))
 
+    def unlike(self, other: BackboneConfig) -> dict[str, tuple[Any, Any]]:
+        """Return what makes this backbone compute something else than another: by field, its value and the other's.
+
+        Fields that only matter in training are left out; a family that differs stands for all others.
+        """
+        if self.family != other.family:
+            return {"family": (self.family, other.family)}
+        fields = [f.name for f in dataclasses.fields(self) if f.name not in ("dropout", "drop_path", "res_init_scale")]
+        pairs = {name: (self._effective(name), other._effective(name)) for name in fields}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+    def _effective(self, name: str) -> Any:
+        value = getattr(self, name)
+        return getattr(self, "num_heads") if name == "num_kv_heads" and not value else value  # noqa: B009
+
     def replace(self: C, **changes: Any) -> C:
         """Return a copy with some fields changed.
 
@@ -445,9 +460,11 @@ def split_name(text: str) -> tuple[str, dict[str, Any]]:
 
 def _preset_config(name: str) -> BackboneConfig:
     from vertebra.backbones.catalog import bundled_models
+    from vertebra.backbones.loading.places import check_source
 
     known = presets()
     if name not in known:
+        check_source(name)
         if "/" in name or name.startswith("."):
             raise UnknownNameError("backbone", name, [f"local-dir:{name} (a folder)", f"hf-hub:{name} (a repository)"])
         raise UnknownNameError("backbone", name, [*known, *bundled_models()])

@@ -352,7 +352,7 @@ class BaseTask(pl.LightningModule, ABC):
 
     def _loaded(self, source: str, report: LoadReport) -> None:
         self.load_report = self.load_reports[source] = report
-        log.info("%s: %s", source, report)
+        log.log(logging.WARNING if report.unlike else logging.INFO, "%s: %s", source, report)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this task again: ``class_path``, ``spec`` and ``backbone``."""

@@ -11,7 +11,15 @@ from torch import Tensor
 from vertebra.backbones.base import Backbone
 from vertebra.backbones.loading.checkpoints import check_tensors, read_torch
 from vertebra.backbones.loading.guard import Names, cannot_be_built
-from vertebra.backbones.loading.pretrained import LoadReport, extend, load_state, read_config, read_tensors
+from vertebra.backbones.loading.pretrained import (
+    LoadReport,
+    backbone_config,
+    compared,
+    extend,
+    load_state,
+    read_config,
+    read_tensors,
+)
 from vertebra.domains.finetuning import TuneConfig, merge_tensors, without_adapters
 from vertebra.domains.model import DomainModel, Origin
 from vertebra.domains.spec import DataSpec
@@ -58,14 +66,18 @@ def _init_weights(model: DomainModel, source: str, parts: str) -> LoadReport:
             if (name.partition(".")[0] in keep or (alike and parts == "all"))
             and (name.startswith("backbone.") or name in adapters or _same_shape(own.get(name), tensors[name]))
         }
-        report = load_state(
-            model,
-            taken,
-            source=f"the weights of {source}",
-            allow_missing=[name for name in own if not name.startswith("backbone.")],
-            allow_unexpected=[name for name in adapters if not name.startswith("backbone.")],
-            adapters=adapters,
-        )
+
+        def load() -> LoadReport:
+            return load_state(
+                model,
+                taken,
+                source=f"the weights of {source}",
+                allow_missing=[name for name in own if not name.startswith("backbone.")],
+                allow_unexpected=[name for name in adapters if not name.startswith("backbone.")],
+                adapters=adapters,
+            )
+
+        report = compared(load, model.backbone.config, origin.backbone, source)
     report.unexpected = [name for name in tensors if name not in own or name not in taken]
     return report
 
@@ -92,7 +104,9 @@ def read_source(source: str) -> tuple[dict[str, Tensor], Origin]:
         checkpoint = read_checkpoint(source)
         given, state = checkpoint["hyper_parameters"], check_all_tensors(checkpoint["state_dict"], source)
         state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        origin = Origin(DataSpec.from_dict(checkpoint["spec"]), given)
+        saved = checkpoint.get("backbone")
+        backbone = backbone_config(saved, source) if isinstance(saved, dict) else None
+        origin = Origin(DataSpec.from_dict(checkpoint["spec"]), given, backbone)
         return merge_tensors(state, TuneConfig(**given.get("tune", {}))), origin
     from vertebra.domains.loading import load, saved_folder
 
@@ -105,10 +119,10 @@ def read_source(source: str) -> tuple[dict[str, Tensor], Origin]:
     folder = saved_folder(source)
     if folder is None:
         model = load(source)
-        return model.state_dict(), Origin(model.spec, model.arguments)
+        return model.state_dict(), Origin(model.spec, model.arguments, model.backbone.config)
     config = read_config(folder)
     spec = DataSpec.from_dict(config["spec"]) if "spec" in config else None
-    return read_tensors(folder), Origin(spec, config.get("arguments", {}))
+    return read_tensors(folder), Origin(spec, config.get("arguments", {}), backbone_config(config["backbone"], source))
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

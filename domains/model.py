@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from vertebra.backbones.base import Backbone
+from vertebra.backbones.base import Backbone, BackboneConfig
 from vertebra.backbones.loading.pretrained import Adapter
 from vertebra.domains.spec import DataSpec
 from vertebra.errors import ConfigError
@@ -21,10 +21,12 @@ class Origin:
     Args:
         spec: Facts about its data; None where only the weights are known.
         arguments: Its constructor's named arguments, or those of the task that made it.
+        backbone: Its backbone; None where only the weights are known.
     """
 
     spec: DataSpec | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    backbone: BackboneConfig | None = None
 
 
 class DomainModel(nn.Module):

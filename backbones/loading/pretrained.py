@@ -5,6 +5,7 @@ A model directory holds ``config.json`` and ``model.safetensors``; the backbone'
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from vertebra.backbones.loading.checkpoints import read_safetensors
 from vertebra.backbones.loading.files import inside, read_json, read_safetensors_header
 from vertebra.backbones.loading.guard import cannot_be_built, check_numbers, check_size
 from vertebra.backbones.loading.hub import PREFIX, fetch_model
-from vertebra.errors import LoadError, UnknownNameError, VertebraError
+from vertebra.backbones.loading.places import check_source, config_of, local_path, missing, no_model, published
+from vertebra.errors import LoadError, VertebraError
 
 Adapter = Callable[[str, Tensor, Tensor], "Tensor | tuple[Tensor, str] | None"]
 """Takes a key, the saved tensor and the module's own; returns what to load, alone or with what was done in a few words:
@@ -34,19 +36,21 @@ class LoadReport:
         reshaped: Loaded after a change that an adapter declared, with a description.
         missing: Keys of the module that got no saved value.
         unexpected: Saved keys that the module does not have.
+        unlike: What tensors do not show and is not as it was when they were trained, such as ``num_heads 8, was 4``.
     """
 
     matched: list[str] = field(default_factory=list)
     reshaped: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    unlike: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         counts = f"{len(self.matched)} matched"
         for name in ("reshaped", "missing", "unexpected"):
             keys: list[str] = getattr(self, name)
             counts += f", {len(keys)} {name}" + (f" ({_shorten(keys)})" if keys else "")
-        return counts
+        return counts + (f"; but with {'; '.join(self.unlike)}" if self.unlike else "")
 
 
 def load_state(
@@ -117,27 +121,28 @@ def model_folder(source: str | Path) -> Path:
     """Return the folder of a model directory.
 
     Args:
-        source: A bundled model's name, a folder, ``local-dir:PATH``, or ``hf-hub:ORG/NAME`` with ``@REVISION`` behind
-            it or not (files are fetched into the hub's cache when they are not there).
+        source: A bundled model's name, a folder, a run folder, ``local-dir:PATH`` of either, or ``hf-hub:ORG/NAME``
+            with ``@REVISION`` behind it or not (files are fetched into the hub's cache when they are not there).
 
     Raises:
-        LoadError: The folder is no model directory, or the hub did not give it.
+        LoadError: The folder is no model directory, the run has no finished model, or the hub did not give it.
         UnknownNameError: Neither a bundled model nor a folder.
     """
     text = str(source)
+    check_source(text)
     if text.startswith(PREFIX):
         return fetch_model(text)
     bundled = bundled_models()
     if text in bundled:
         return bundled[text]
-    folder = Path(text.removeprefix("local-dir:"))
-    if not folder.is_dir():
-        if text.startswith("local-dir:") or "/" in text:
-            raise LoadError(f"{folder}: no such folder; a model directory holds config.json and model.safetensors.")
-        raise UnknownNameError("model", text, bundled)
-    if not (folder / "config.json").is_file():
-        raise LoadError(f"{folder}: not a model directory, config.json is missing; `vertebra fit` writes one per run.")
-    return folder
+    folder = local_path(text)
+    if not folder.exists():
+        raise missing(text)
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "model" / "config.json").is_file():
+        return folder / "model"  # of a run
+    raise no_model(folder)
 
 
 def read_config(source: str | Path) -> dict[str, Any]:
@@ -149,7 +154,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
     folder = model_folder(source)
     config = read_json(inside(folder, "config.json") or folder / "config.json")
     if not isinstance(config.get("backbone"), dict):
-        raise LoadError(f"{folder / 'config.json'}: has no 'backbone' entry, so it was not written by vertebra.")
+        raise published(folder, config)
     return config
 
 
@@ -172,6 +177,8 @@ def weights_file(folder: Path) -> Path:
     if path.is_dir():
         raise LoadError(f"{path}: must be a file of weights, is a folder.")
     if inside(folder, path.name) is None:
+        if (config := config_of(folder)) and "backbone" not in config:
+            raise published(folder, config)
         raise LoadError(f"{path}: missing; a model directory holds config.json and model.safetensors.")
     return path
 
@@ -217,7 +224,56 @@ def load_backbone(backbone: Backbone, source: str | Path) -> LoadReport:
     prefix = "backbone."
     tensors = {k.removeprefix(prefix): v for k, v in read_tensors(source).items() if k.startswith(prefix)}
     adapters: dict[str, Adapter] = dict.fromkeys(backbone.position_tables, extend)
-    return load_state(backbone, tensors, source=f"the backbone weights of {source}", adapters=adapters)
+    saved = backbone_config(read_config(source)["backbone"], source)
+    what = f"the backbone weights of {source}"
+    return compared(
+        lambda: load_state(backbone, tensors, source=what, adapters=adapters), backbone.config, saved, source
+    )
+
+
+# of a backbone; where all tensors fit, they agree, or do not matter
+_SIZES = ("dim", "depth", "hidden_dim", "hidden", "cgmlp_dim", "latent_dim", "mlp_ratio", "max_length", "groups")
+
+
+def compared(
+    load: Callable[[], LoadReport], own: BackboneConfig, saved: BackboneConfig | None, source: object
+) -> LoadReport:
+    """Load weights, and tell how their backbone differs: shapes alone do not show heads, bases of rotation or masks.
+
+    Args:
+        load: Loads them.
+        own: The backbone they are loaded into.
+        saved: The one they are of; None where that is not known.
+        source: What to call them in errors.
+
+    Raises:
+        LoadError: They do not fit; where the backbones differ, the text says in what, and the way out.
+    """
+    pairs = {} if saved is None else own.unlike(saved)
+    try:
+        report = load()
+    except LoadError as e:
+        if saved is None or not pairs:
+            raise
+        what = ", ".join(f"{name} {_said(theirs)} (here {_said(mine)})" for name, (mine, theirs) in pairs.items())
+        raise LoadError(
+            f"{source}: its backbone ({saved.family}, dim {saved.dim}, depth {saved.depth}) is another than this "
+            f"model's: {what}. Give the model the same one with --model.backbone{_typed(source)}."
+        ) from e
+    report.unlike = [
+        f"{name} {_said(mine)}, was {_said(theirs)}" for name, (mine, theirs) in pairs.items() if name not in _SIZES
+    ]
+    return report
+
+
+def _said(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _typed(source: object) -> str:
+    text = str(source)
+    known = text in bundled_models() or text.startswith(("local-dir:", PREFIX))
+    return f" {text}" if known else f" local-dir:{text}" if Path(text).is_dir() else ""
 
 
 def extend(key: str, saved: Tensor, own: Tensor) -> tuple[Tensor, str] | Tensor | None:
@@ -247,6 +303,7 @@ def save_tensors(module: nn.Module, path: Path, metadata: dict[str, str] | None 
 __all__ = [
     "LoadReport",
     "backbone_config",
+    "compared",
     "load_backbone",
     "load_state",
     "model_folder",

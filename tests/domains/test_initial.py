@@ -281,8 +281,9 @@ def test_the_backbone_of_another_structure_is_refused_whole(tmp_path):
     target = series()
     before = {name: value.clone() for name, value in target.state_dict().items()}
     folder = save_model(dna(backbone="hybrid_test"), tmp_path / "m")
-    with pytest.raises(LoadError, match=r"the weights of .*m do not fit PatchForecaster: .* unexpected: backbone\."):
+    with pytest.raises(LoadError, match=r"its backbone \(hybrid, .*\) is another than this model's: family ") as e:
         init_weights(target, str(folder))
+    assert "do not fit PatchForecaster" in str(e.value.__cause__)
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
 
 
@@ -387,3 +388,50 @@ def test_the_command_line_sets_adapters_and_a_checkpoint_with_them_is_tested_and
     assert json.loads((run / "metrics.json").read_text())["steps"] == 3
     assert main([*words, "--trainer.max_steps", "1", "--model.tune.train", "head", "--model.tune.lora_rank", "2"]) == 2
     assert "do not go together" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- backbones that differ without a tensor that shows it
+
+
+def test_what_tensors_do_not_show_is_told(tmp_path):
+    source = save_model(dna(), tmp_path / "source")
+    told = ["causal false, was true", "rope_theta 100, was 10000.0", "norm_eps 0.1, was 1e-06"]
+    report = init_weights(dna(backbone="illama_test,causal=false,rope_theta=100,norm_eps=0.1"), str(source))
+    assert report.unlike == told
+    assert str(report).endswith(f"; but with {'; '.join(told)}")
+    own = dna().backbone.config
+    assert init_weights(dna(backbone=own.replace(dropout=0.3)), str(source)).unlike == []
+
+
+def test_heads_that_differ_are_told_though_all_tensors_fit(tmp_path):
+    config = create_backbone("illama_test,num_kv_heads=2").config
+    source = save_model(dna(backbone=config), tmp_path / "source")
+    assert init_weights(dna(backbone=config.replace(num_kv_heads=0)), str(source)).unlike == []
+    other = config.replace(num_heads=4, num_kv_heads=4)
+    assert init_weights(dna(backbone=other), str(source)).unlike == ["num_heads 4, was 2", "num_kv_heads 4, was 2"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "differs"),
+    [
+        ("hybrid_test", 'family "illama" (here "hybrid")'),
+        ("illama_test,depth=1", "depth 2 (here 1)"),
+    ],
+)
+def test_another_backbone_is_named_with_the_way_out(tmp_path, backbone, differs):
+    source = save_model(dna(), tmp_path / "source")
+    config = dna().backbone.config
+    text = (
+        f"{source}: its backbone (illama, dim {config.dim}, depth {config.depth}) is another than this model's: "
+        f"{differs}. Give the model the same one with --model.backbone local-dir:{source}."
+    )
+    for parts in ("backbone", "all"):
+        with pytest.raises(LoadError) as error:
+            init_weights(dna(backbone=backbone), str(source), parts)
+        assert str(error.value) == text
+
+
+def test_a_causal_mamba_has_no_weights_for_the_other_direction(tmp_path):
+    source = save_model(dna(backbone="hybrid_test"), tmp_path / "source")
+    with pytest.raises(LoadError, match=r"is another than this model's: causal true \(here false\)\. Give the model"):
+        init_weights(dna(backbone="hybrid_test,causal=false"), str(source))

@@ -37,7 +37,7 @@ def test_local_dir_gives_the_saved_weights(folder):
 
 def test_a_pretrained_name_may_change_what_has_no_weights(folder):
     assert create_backbone(f"local-dir:{folder},dropout=0.5").config.dropout == 0.5
-    with pytest.raises(LoadError, match=r"do not fit Hybrid: .*unexpected: layers.2"):
+    with pytest.raises(LoadError, match=r"another than this model's: depth 3 \(here 2\)\."):
         create_backbone(f"local-dir:{folder},depth=2")
 
 
