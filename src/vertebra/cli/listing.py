@@ -92,9 +92,10 @@ def _model_entry(name: str) -> dict[str, Any]:
 
 
 def _best_known(metrics: dict[str, float]) -> dict[str, float]:
-    """Return a few metrics: of the test if there was one, and the loss if there is no other."""
+    """Return a few metrics, of the test if there was one; the loss, and what has the data's units, for want of others."""
     tested = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
-    told = {k: v for k, v in tested.items() if not k.endswith("/loss")} or tested
+    units = ("loss", "mse", "mae", "naive_mse", "naive_mae")
+    told = {k: v for k, v in tested.items() if k.partition("/")[2] not in units} or tested
     return dict(list(told.items())[:_MOST_METRICS])
 
 
