@@ -92,7 +92,7 @@ def _model_entry(name: str) -> dict[str, Any]:
 
 
 def _best_known(metrics: dict[str, float]) -> dict[str, float]:
-    """Return a few metrics, of the test if there was one; the loss, and what has the data's units, for want of others."""
+    """Return a few metrics, of the test if there was one; loss, and what has the data's units, for want of others."""
     tested = {k: v for k, v in metrics.items() if k.startswith("test/")} or metrics
     units = ("loss", "mse", "mae", "naive_mse", "naive_mae")
     told = {k: v for k, v in tested.items() if k.partition("/")[2] not in units} or tested
