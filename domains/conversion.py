@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from torch import Tensor
 
 from vertebra.backbones.loading.checkpoints import Checkpoint, open_checkpoint
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
+from vertebra.domains.loading import saved_folder
 from vertebra.domains.model import DomainModel
+from vertebra.domains.vocabulary import tokenizer_files
 from vertebra.errors import LoadError, UnknownNameError
 
 MODULES = (
@@ -124,6 +127,27 @@ def convert(source: str | Path, family: str | None = None) -> tuple[Converter, C
         raise UnknownNameError("family", family, known)
     converter = known[family] if family is not None else find_converter(checkpoint)
     return converter, dataclasses.replace(converter.convert(checkpoint), checkpoint=checkpoint)
+
+
+def copy_tokenizer(source: str | Path, folder: Path) -> list[str]:
+    """Copy the files of a model's tokenizer, where it has any, into the folder of the converted one.
+
+    Args:
+        source: The model, as ``vertebra.load`` takes it.
+        folder: Where to.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        LoadError: One is a link out of the model's folder.
+    """
+    saved = saved_folder(source)
+    origin = open_checkpoint(source).path if saved is None else saved
+    files = tokenizer_files(origin) if origin.is_dir() else []  # what stands beside a single file may be another's
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return [file.name for file in files]
 
 
 def loaded(

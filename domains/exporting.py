@@ -33,7 +33,6 @@ from torch.export import Dim, ExportedProgram
 
 from vertebra import __version__
 from vertebra.backbones.base import Backbone
-from vertebra.backbones.fixed import FixedSteps
 from vertebra.domains.model import DomainModel
 from vertebra.domains.saving import model_config
 from vertebra.errors import ConfigError, MissingExtraError
@@ -43,7 +42,8 @@ FORMAT = 1
 TOLERANCE = 1e-4
 """Largest difference from the model, of an output whose largest number is 1 or less; else relative to that number."""
 LONGEST = 4096
-"""Positions of one call, where the model sets no limit: attention, and exported Mamba-2, are quadratic in them."""
+"""Positions of one call of a model whose context nobody stated: attention, and exported Mamba-2, are quadratic in
+them."""
 MOST_ITEMS = 4096
 PROTOBUF_BYTES = 2**31 - 2**20
 """What fits into one file of ONNX."""
@@ -176,8 +176,15 @@ def refuse_step(model: DomainModel, why: str) -> ConfigError:
     return ConfigError(f"export: {type(model).__name__} has no step, {why}; leave --step out.")
 
 
-def longest(backbone: Backbone, wanted: int = LONGEST, before: int = 0) -> int:
-    """Return the most positions a backbone can read behind ``before`` others, ``wanted`` where it sets no limit."""
+def longest(backbone: Backbone, wanted: int | None = LONGEST, before: int = 0) -> int:
+    """Return the most positions a backbone can read behind ``before`` others, ``wanted`` where it sets no limit.
+
+    Args:
+        backbone: What reads.
+        wanted: The model's own context; None where nobody stated one.
+        before: Positions that are taken.
+    """
+    wanted = LONGEST if wanted is None else wanted
     if getattr(backbone.config, "positions", "") == "learned":
         return min(wanted, int(getattr(backbone.config, "max_length")) - before)  # noqa: B009
     return wanted
@@ -191,95 +198,6 @@ def lengths(high: int, low: int = 1) -> Axis:
 def draw_ids(shape: Sequence[int], low: int, high: int, generator: torch.Generator) -> Tensor:
     """Draw int64 from ``low`` to ``high`` - 1."""
     return torch.randint(low, high, tuple(shape), generator=generator)
-
-
-class StepModule(nn.Module):
-    """One step as a function of tensors: new inputs, then the state; what is said of them, then the next state.
-
-    Args:
-        parts: What holds the weights, besides the backbone.
-        read: Maps the new inputs, and the position of each item (B,), to features (B, T, D).
-        say: Maps features (B, T, D) to what is said.
-        steps: Of the backbone.
-        inputs: Number of new inputs.
-        kept: State tensors of the model's own that every step reads and none changes.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, nn.Module],
-        read: Callable[..., Tensor],
-        say: Callable[[Tensor], Tensor],
-        steps: FixedSteps,
-        inputs: int = 1,
-        kept: tuple[str, ...] = (),
-    ) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-        self.backbone = steps.backbone
-        self.read, self.say, self.steps, self.inputs, self.kept = read, say, steps, inputs, kept
-        self.names = (*kept, *steps.empty(1))
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Map new inputs and state tensors, in the order of ``names``, to what is said and those that change."""
-        state = dict(zip(self.names, tensors[self.inputs :], strict=True))
-        own = {name: state.pop(name) for name in self.kept}
-        x = self.read(*tensors[: self.inputs], state["position"], *own.values())
-        y, state = self.steps(x, state)
-        return (self.say(y), *(state[name] for name in self.names[len(own) :]))
-
-
-def state_ports(state: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> tuple[Port, ...]:
-    """Return the ports of state tensors (B, ...)."""
-    known = {"position": "positions each item has read; 0 at the beginning", **(about or {})}
-    return tuple(
-        Port(name, ("batch", *t.shape[1:]), known.get(name, "state; 0 at the beginning")) for name, t in state.items()
-    )
-
-
-def step_form(
-    module: StepModule,
-    inputs: Sequence[Port],
-    said: tuple[str, str],
-    draw: Callable[[int, int, torch.Generator], tuple[Tensor, ...]],
-    *,
-    begin: Callable[[int, torch.Generator], tuple[Tensor, ...]] | None = None,
-    state_about: Mapping[str, str] | None = None,
-) -> ExportForm:
-    """Return the form of a step.
-
-    Args:
-        module: The step.
-        inputs: Its new inputs, whose second axis is ``length``.
-        said: Name of what it says, and what that is.
-        draw: Makes new inputs for B items of T positions.
-        begin: Makes the state of B items before the first step; None for zeros.
-        state_about: What the model's own state tensors hold.
-    """
-    steps, kept = module.steps, len(module.kept)
-    start = begin or (lambda batch, _: tuple(steps.empty(batch).values()))
-    shapes = dict(zip(module.names, start(1, torch.Generator().manual_seed(0)), strict=True))
-    ports = state_ports(shapes, state_about)
-    one = steps.most == 1
-    axes = {"batch": BATCH} if one else {"batch": BATCH, "length": lengths(longest(steps.backbone, steps.max_len), 1)}
-
-    def sample(sizes: Mapping[str, int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        batch, state = sizes["batch"], start(sizes["batch"], generator)
-        for _ in range(3):  # so that the state holds something
-            state = (*state[:kept], *module(*draw(batch, 1, generator), *state)[1:])
-        return (*draw(batch, sizes.get("length", 1), generator), *(t.clone() for t in state))
-
-    fixed = tuple(Port(p.name, tuple(1 if one and s == "length" else s for s in p.shape), p.about) for p in inputs)
-    return ExportForm(
-        about="Reads the next positions of each item and returns what is said of them and the next state. Every state "
-        f"tensor has the item first; attention keeps {steps.max_len} positions and forgets earlier ones.",
-        module=module,
-        inputs=(*fixed, *ports),
-        outputs={said[0]: said[1], **{f"next.{p.name}": f"{p.name} of the next call" for p in ports[kept:]}},
-        axes=axes,
-        draw=sample,
-        state={f"next.{p.name}": p.name for p in ports[kept:]},
-    )
 
 
 # ---------------------------------------------------------------- writing
@@ -342,7 +260,7 @@ def write_form(name: str, form: ExportForm, path: Path, *, opset: int | None = N
             wanted = as_tuple(module(*(t.clone() for t in inputs)))
             compared.append((sizes, _compare(name, form, wanted, run(*inputs))))
     worst = max(difference for _, difference in compared)
-    facts = {"file": path.name, **describe(form, program), **more, "largest_difference": worst}
+    facts = {"file": path.name, **describe(form, program, kind), **more, "largest_difference": worst}
     return Written(name, path, time.perf_counter() - began, worst, tuple(compared), facts)
 
 
@@ -371,8 +289,11 @@ def trace(name: str, form: ExportForm) -> ExportedProgram:
     return program
 
 
-def describe(form: ExportForm, program: ExportedProgram) -> dict[str, Any]:
-    """Return what the JSON file says of a program: its inputs and outputs by place, with shapes, types and ranges."""
+def describe(form: ExportForm, program: ExportedProgram, kind: str) -> dict[str, Any]:
+    """Return what the JSON file says of a program: its inputs and outputs by place, with shapes, types and ranges.
+
+    A ``.pt2`` refuses sizes out of range; ONNX has no place for ranges, and its program runs whatever it can.
+    """
     nodes = {node.name: node for node in program.graph.nodes}
     names = symbols(form, program)
 
@@ -386,7 +307,9 @@ def describe(form: ExportForm, program: ExportedProgram) -> dict[str, Any]:
         "about": form.about,
         "inputs": [{"name": p.name, **facts(str(node)), "about": p.about} for p, node in inputs],
         "outputs": [{"name": n, **facts(str(node)), "about": about} for (n, about), node in outputs],
-        "axes": {key: {"min": axis.low, "max": axis.high} for key, axis in form.axes.items()},
+        "axes": {
+            key: {"min": axis.low, "max": axis.high, "enforced": kind == "pt2"} for key, axis in form.axes.items()
+        },
         "state": dict(form.state),
     }
 
@@ -528,6 +451,25 @@ def _write_onnx(
 # ---------------------------------------------------------------- the whole
 
 
+def description(path: Path) -> Path:
+    """Return the JSON file of a program: ``NAME.pt2`` and ``NAME.onnx`` each have their own."""
+    return path.with_name(f"{path.name}.json")
+
+
+def check_beside(files: Sequence[Path], folder: Path) -> None:
+    """Refuse to replace files of another model.
+
+    Raises:
+        ConfigError: The folder has one of that name and other content.
+    """
+    for file in files:
+        there = folder / file.name
+        if there.exists() and not (there.is_file() and there.read_bytes() == file.read_bytes()):
+            raise ConfigError(
+                f"export: {folder} has another {file.name}, which this model's would replace; choose another folder."
+            )
+
+
 def export_model(
     model: DomainModel,
     path: Path,
@@ -536,12 +478,14 @@ def export_model(
     steps: bool = False,
     max_length: int | None = None,
     opset: int | None = None,
+    files: Sequence[Path] = (),
     told: Callable[[Written], None] = lambda written: None,
 ) -> list[Written]:
     """Write a model's programs, and beside them the JSON file that says how they are used.
 
-    ``NAME.pt2`` is the forward, ``NAME.step.pt2`` and ``NAME.begin.pt2`` are the programs that write, and ``NAME.json``
-    holds inputs, outputs, axes, tokens, normalisation and the model's config. All of them appear, or none.
+    ``NAME.pt2`` is the forward, ``NAME.step.pt2`` and ``NAME.begin.pt2`` are the programs that write, and
+    ``NAME.pt2.json`` holds inputs, outputs, axes, tokens, normalisation and the model's config. All of them appear, or
+    none.
 
     Args:
         model: What to export; its parameters no longer want gradients.
@@ -550,10 +494,12 @@ def export_model(
         steps: Whether to write the programs of a model that writes token after token too.
         max_length: Positions that the state of a step keeps; None for what the model was made for.
         opset: Of ONNX; None for what torch recommends.
+        files: What else is needed to use the model, such as a tokenizer's files: copied beside the programs, and named
+            in the JSON file.
         told: Called with each program when it is written and compared.
 
     Raises:
-        ConfigError: The model is no program, differs as one, or the file cannot be written.
+        ConfigError: The model is no program, differs as one, or a file cannot be written, or would replace another.
         MissingExtraError: ONNX is wanted, and a package is missing.
     """
     kind = file_kind(path)
@@ -562,7 +508,8 @@ def export_model(
     if max_length is not None and max_length < 1:
         raise ConfigError(f"export: --max-length must be at least 1, got {max_length}.")
     exports = exports_of(model.eval(), steps=steps, max_length=max_length)
-    target = path.with_suffix(".json")
+    target = description(path)
+    check_beside(files, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{path.stem}.", dir=path.parent))
@@ -583,9 +530,12 @@ def export_model(
             "kind": kind,
             "programs": {w.form: w.facts for w in written},
             "facts": exports.facts,
+            "files": [file.name for file in files],
             "config": model_config(model),
         }
         (made / target.name).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        for file in files:
+            shutil.copyfile(file, made / file.name)
         for file in sorted(made.iterdir()):
             try:
                 file.replace(path.parent / file.name)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from vertebra.backbones.loading.checkpoints import Checkpoint
-from vertebra.backbones.loading.files import read_json
+from vertebra.backbones.loading.files import inside, read_json
 from vertebra.errors import LoadError
 
 TOKENIZER_FILES = (
@@ -18,14 +19,27 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
     "merges.txt",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "bpe.model",
 )
-"""Files of a tokenizer that are kept beside a converted model."""
+"""Files of a tokenizer that are kept beside a converted model, and beside its programs."""
 
 _SPECIAL = re.compile(r"\[.+\]|<.+>")
 _BASES = set("ACGT")
 _LETTERS = set("ACGTUNRYSWKMBDHV")
 _MARKS = set(".-*?_")
 _MOST = 256
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a tokenizer that stand in a folder.
+
+    Raises:
+        LoadError: One is a link out of the folder.
+    """
+    return [file for name in TOKENIZER_FILES if (file := inside(folder, name)) is not None]
 
 
 def read_vocabulary(checkpoint: Checkpoint) -> dict[str, int]:

@@ -15,13 +15,12 @@ from vertebra.domains.exporting import (
     ExportForm,
     Exports,
     Port,
-    StepModule,
     draw_ids,
     lengths,
     longest,
     refuse_step,
-    step_form,
 )
+from vertebra.domains.stepping import StepModule, step_form
 
 IDS = "token ids; [PAD] at padding, which changes nothing"
 
@@ -35,11 +34,9 @@ def exports(model: DNALanguageModel | DNAClassifier, steps: bool, max_length: in
     tokenizer, spec = model.tokenizer, model.spec
     low, high = min(tokenizer.base_ids), max(tokenizer.base_ids) + 1
     writes = isinstance(model, DNALanguageModel)
-    most = longest(model.backbone)
-    if isinstance(model, DNAClassifier):
-        if model.positions is not None or model.aligned is not None:
-            most = spec.max_length
-        most = min(most, longest(model.backbone) // (2 if model.pooling in ("echo", "rc_echo") else 1))
+    most = longest(model.backbone, spec.max_length)
+    if isinstance(model, DNAClassifier) and model.pooling in ("echo", "rc_echo"):  # reads everything twice
+        most = min(most, longest(model.backbone, 2 * spec.max_length) // 2)
 
     def draw(sizes: Mapping[str, int], generator: torch.Generator) -> tuple[Tensor, ...]:
         ids = draw_ids((sizes["batch"], sizes["length"]), low, high, generator)

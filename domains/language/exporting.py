@@ -13,14 +13,13 @@ from vertebra.domains.exporting import (
     ExportForm,
     Exports,
     Port,
-    StepModule,
     draw_ids,
     lengths,
     longest,
     refuse_step,
-    step_form,
 )
 from vertebra.domains.language.model import LanguageEncoder, LanguageModel
+from vertebra.domains.stepping import StepModule, step_form
 
 
 def exports(model: LanguageEncoder, steps: bool, max_length: int | None) -> Exports:
@@ -41,7 +40,7 @@ def exports(model: LanguageEncoder, steps: bool, max_length: int | None) -> Expo
             module=model,
             inputs=(Port("ids", ("batch", "length"), "token ids"),),
             outputs=dict([said]),
-            axes={"batch": BATCH, "length": lengths(longest(model.backbone))},
+            axes={"batch": BATCH, "length": lengths(longest(model.backbone, spec.max_length))},
             draw=draw,
         )
     }

@@ -15,16 +15,14 @@ from vertebra.domains.exporting import (
     ExportForm,
     Exports,
     Port,
-    StepModule,
     draw_ids,
     lengths,
     longest,
-    state_ports,
-    step_form,
 )
 from vertebra.domains.mesh.geometry import CONDITION_SCALE
 from vertebra.domains.mesh.model import BEGIN, END, PAD, SPECIAL, MeshGenerator
 from vertebra.domains.mesh.vqvae import MeshVQVAE
+from vertebra.domains.stepping import StepModule, state_ports, step_form
 from vertebra.errors import ConfigError
 
 
@@ -68,7 +66,7 @@ def exports(model: MeshGenerator | MeshVQVAE, steps: bool, max_length: int | Non
         Port("ids", ("batch", "length"), "begin and the tokens behind it"),
         Port("kinds", ("batch", "length"), "kind of each token, from the grammar"),
     ]
-    most = longest(model.backbone, before=before)
+    most = longest(model.backbone, spec.max_tokens + 2, before)  # with begin and end
     forms = {
         "forward": ExportForm(
             about="One pass over a shape and the tokens so far; padding may stand on the right of the tokens.",

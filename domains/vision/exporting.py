@@ -17,12 +17,10 @@ from vertebra.domains.exporting import (
     ExportForm,
     Exports,
     Port,
-    StepModule,
     draw_ids,
     refuse_step,
-    state_ports,
-    step_form,
 )
+from vertebra.domains.stepping import StepModule, state_ports, step_form
 from vertebra.domains.vision.diffusion import ImageDiffusion
 from vertebra.domains.vision.generator import ImageGenerator
 from vertebra.domains.vision.model import ImageClassifier

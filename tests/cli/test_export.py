@@ -59,7 +59,7 @@ def test_every_bundled_model_is_a_program(name, kind, tmp_path, capsys):
         pytest.importorskip("onnxruntime")
     steps = kind == "pt2" and name in WRITE
     assert main(["export", name, "-o", str(tmp_path / f"m.{kind}"), *["--step"] * steps]) == 0
-    facts = json.loads((tmp_path / "m.json").read_text())
+    facts = json.loads((tmp_path / f"m.{kind}.json").read_text())
     programs = facts["programs"]
     begins = steps and name in ("mesh_generator", "vision_generator")  # something stands before the first token
     assert list(programs) == ["forward", *["begin"] * begins, *["step"] * steps]
@@ -67,7 +67,9 @@ def test_every_bundled_model_is_a_program(name, kind, tmp_path, capsys):
     assert all(i["shape"][0] == "batch" for p in programs.values() for i in p["inputs"])
     assert facts["model"] == name
     assert facts["config"]["spec"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["m.json", *(p["file"] for p in programs.values())])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [f"m.{kind}.json", *(p["file"] for p in programs.values())]
+    )
     for program in programs.values():  # no paths of this machine
         assert str(Path.cwd()).encode() not in (tmp_path / program["file"]).read_bytes()
     out = capsys.readouterr().out
@@ -84,7 +86,7 @@ def test_a_program_runs_where_this_package_is_not(small, tmp_path):
     model, folder = small
     assert main(["export", folder, "-o", str(tmp_path / "m.pt2")]) == 0
     ids = [[7, 8, 9, 10, 7], [10, 10, 8, 7, 9]]
-    args = [str(tmp_path / "m.pt2"), str(tmp_path / "m.json"), json.dumps(ids)]
+    args = [str(tmp_path / "m.pt2"), str(tmp_path / "m.pt2.json"), json.dumps(ids)]
     done = subprocess.run([sys.executable, "-P", "-c", ALONE, *args], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
@@ -99,7 +101,7 @@ def test_onnx_runs_from_the_json_alone_and_decodes(small, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     model, folder = small
     assert main(["export", folder, "-o", str(tmp_path / "m.onnx"), "--step", "--max-length", "8"]) == 0
-    facts = json.loads((tmp_path / "m.json").read_text())
+    facts = json.loads((tmp_path / "m.onnx.json").read_text())
     step = facts["programs"]["step"]
     session = runtime.InferenceSession(str(tmp_path / step["file"]))
     assert [i.name for i in session.get_inputs()] == [i["name"] for i in step["inputs"]]
@@ -170,6 +172,39 @@ def test_onnx_names_its_extra(package, small, tmp_path, capsys, monkeypatch):
 def test_the_format_gives_the_ending(small, tmp_path):
     assert main(["export", small[1], "-o", str(tmp_path / "m"), "--format", "pt2"]) == 0
     assert (tmp_path / "m.pt2").is_file()
+
+
+@pytest.mark.slow
+def test_both_kinds_keep_their_facts(small, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model, folder = small
+    assert main(["export", folder, "-o", str(tmp_path / "m.pt2"), "--step"]) == 0
+    assert main(["export", folder, "-o", str(tmp_path / "m.onnx")]) == 0
+    facts = {kind: json.loads((tmp_path / f"m.{kind}.json").read_text()) for kind in ("pt2", "onnx")}
+    assert list(facts["pt2"]["programs"]) == ["forward", "step"]
+    assert list(facts["onnx"]["programs"]) == ["forward"]
+    lengths = [found["programs"]["forward"]["axes"]["length"]["max"] for found in facts.values()]
+    assert lengths == [model.spec.max_length] * 2
+
+
+def test_a_tokenizer_comes_along_and_another_one_is_never_replaced(small, tmp_path, capsys):
+    folder, out = Path(small[1]), tmp_path / "out"
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    (folder / "bpe.model").write_bytes(b"pieces")
+    assert main(["export", str(folder), "-o", str(out / "m.pt2")]) == 0
+    facts = json.loads((out / "m.pt2.json").read_text())
+    assert facts["files"] == ["tokenizer.json", "bpe.model"]
+    assert (out / "tokenizer.json").read_text() == '{"model": {}}'
+    assert (out / "bpe.model").read_bytes() == b"pieces"
+    assert "m.pt2.json, tokenizer.json, bpe.model to" in capsys.readouterr().out
+    assert main(["export", str(folder), "-o", str(out / "again.pt2")]) == 0  # the same ones
+    (out / "tokenizer.json").write_text("{}")
+    assert fails(capsys, folder, "-o", out / "third.pt2") == (
+        f"export: {out} has another tokenizer.json, which this model's would replace; choose another folder."
+    )
+    assert (out / "tokenizer.json").read_text() == "{}"
+    assert not list(out.glob("third*"))
 
 
 def test_help_does_not_import_torch():

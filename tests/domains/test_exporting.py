@@ -237,7 +237,51 @@ def test_a_model_from_elsewhere_may_say_itself_what_it_is(tmp_path):
     assert written.facts["outputs"] == [
         {"name": "y", "dtype": "float32", "shape": ["batch", "length"], "about": "numbers"}
     ]
-    assert written.facts["axes"] == {"batch": {"min": 1, "max": 4096}, "length": {"min": 1, "max": 9}}
+    assert written.facts["axes"] == {
+        "batch": {"min": 1, "max": 4096, "enforced": True},
+        "length": {"min": 1, "max": 9, "enforced": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("made", "context", "most"),
+    [
+        ("illama_test", 2048, 2048),  # rotary positions set no limit: the context does, be it short or long
+        ("illama_test", 9000, 9000),
+        ("illama_test", None, exporting.LONGEST),  # nobody stated one
+        ("opt_test", None, 128),  # a table of positions
+        ("opt_test", 9000, 128),
+        ("opt_test", 16, 16),
+    ],
+)
+def test_the_longest_input_is_the_models_context_or_its_table_of_positions(made, context, most):
+    backbone = create_backbone(made, **({"max_length": 128} if made == "opt_test" else {}))
+    model = LanguageModel(backbone, LanguageSpec(vocab_size=19, max_length=context))
+    assert exports_of(model).forms["forward"].axes["length"].high == most
+
+
+def test_the_longest_input_of_dna_and_meshes():
+    spec = DNASpec(tokenizer=TOKENS, task="classification", max_length=100, classes=("a", "b"))
+    plain, twice = (
+        DNAClassifier(create_backbone("opt_test", max_length=128), spec, pooling=p) for p in ("last", "echo")
+    )
+    assert exports_of(plain).forms["forward"].axes["length"].high == 100
+    assert exports_of(twice).forms["forward"].axes["length"].high == 64  # positions are read twice
+    assert exports_of(mesh()).forms["forward"].axes["length"].high == 30 + 2
+
+
+def test_a_pt2_refuses_what_is_out_of_range_and_onnx_does_not(tmp_path):
+    form, longer = toy_form(torch.nn.ReLU()), torch.ones(2, 10)
+    written = write_form("forward", form, tmp_path / "m.pt2")
+    assert written.facts["axes"]["length"] == {"min": 1, "max": 9, "enforced": True}
+    with pytest.raises(Exception, match="<= 9"):
+        torch.export.load(tmp_path / "m.pt2").module()(longer)
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    written = write_form("forward", form, tmp_path / "m.onnx")
+    assert written.facts["axes"]["length"] == {"min": 1, "max": 9, "enforced": False}
+    said = runtime.InferenceSession(str(tmp_path / "m.onnx")).run(None, {"x": longer.numpy()})
+    assert said[0].shape == (2, 10)
 
 
 def test_weights_beyond_a_file_of_onnx_are_refused(tmp_path, monkeypatch):

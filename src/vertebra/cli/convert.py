@@ -86,7 +86,7 @@ def _back(source: str, folder: Path, family: str, dtype: str | None) -> int:
     import torch
     from safetensors.torch import save_file
 
-    from vertebra.domains.conversion import converters
+    from vertebra.domains.conversion import converters, copy_tokenizer
     from vertebra.domains.loading import load
 
     known = converters()
@@ -102,10 +102,11 @@ def _back(source: str, folder: Path, family: str, dtype: str | None) -> int:
         save_file(own, folder / "model.safetensors", metadata={"format": "pt"})
         if config:
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        files = copy_tokenizer(source, folder)
     except OSError as e:
         raise ConfigError(f"convert: {folder} cannot be written ({e.strerror or e}); choose another place.") from e
     (folder / "model.safetensors").chmod(0o644)
-    print(f"wrote {folder}: {len(tensors)} tensors by the names of {family}")
+    print(f"wrote {folder}: {len(tensors)} tensors by the names of {family}{''.join(f', {name}' for name in files)}")
     return 0
 
 

@@ -16,8 +16,8 @@ def run(verb: str, args: list[str]) -> int:
     parser = Parser(
         verb,
         "A model as a torch.export archive (.pt2) or an ONNX file (.onnx, needs the extra `onnx`) for any batch and "
-        "length, with a .json beside it that says what goes in, what comes out, and the tokens and normalisation. "
-        "What was written is read back and compared with the model.",
+        "length. FILE.json beside it says what goes in and comes out, and the tokens and normalisation; files of a "
+        "tokenizer are copied there too. What was written is read back and compared with the model.",
     )
     parser.add_argument("model", metavar="MODEL", help="a bundled model's name, a model directory, or hf-hub:ORG/NAME")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="ends in .pt2 or .onnx")
@@ -32,25 +32,31 @@ def run(verb: str, args: list[str]) -> int:
     )
     parser.add_argument("--opset", type=int, metavar="N", help="of ONNX (default: what torch recommends)")
     options = parser.parse_args(args)
-    from vertebra.domains.exporting import check_extra, export_model, file_kind
+    from vertebra.backbones.loading.pretrained import model_folder
+    from vertebra.domains.exporting import check_extra, description, export_model, file_kind
     from vertebra.domains.saving import load_model
+    from vertebra.domains.vocabulary import tokenizer_files
 
     path = Path(options.output)
     if not path.suffix and options.format:
         path = path.with_suffix(f".{options.format}")
     if file_kind(path, options.format) == "onnx":  # before the model is loaded
         check_extra()
+    folder = model_folder(options.model)
+    model, beside = load_model(folder), tokenizer_files(folder)
     written = export_model(
-        load_model(options.model),
+        model,
         path,
         name=options.model,
         steps=options.step,
         max_length=options.max_length,
         opset=options.opset,
+        files=beside,
         told=_print,
     )
     files = ", ".join(f"{w.path.name} ({w.path.stat().st_size / 1e6:.1f} MB)" for w in written)
-    print(f"wrote {files} and {path.with_suffix('.json').name} to {path.parent}")
+    others = [description(path).name, *(file.name for file in beside)]
+    print(f"wrote {files} and {', '.join(others)} to {path.parent}")
     return 0
 
 

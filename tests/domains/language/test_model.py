@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from made_checkpoints import STACKS, left_padded, made, outputs_after_saving
+from made_checkpoints import STACKS, left_padded, made, outputs_after_saving, published
 
 import vertebra
 from vertebra.backbones.base import create_backbone
@@ -100,3 +100,17 @@ def test_info_says_what_a_model_of_text_serves_and_that_is_so(tmp_path, capsys):
         found, wanted = backbone.state_dict(), model.backbone.state_dict()
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_tokenizer_files_go_back_too(tmp_path, capsys):
+    folder, ours, back = published("llama", tmp_path / "a"), str(tmp_path / "ours"), tmp_path / "back"
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"the": 0}}}')
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    assert main(["convert", str(folder), "-o", ours]) == 0
+    assert main(["convert", ours, "-o", str(back), "--to", "llama"]) == 0
+    assert capsys.readouterr().out.endswith(" tensors by the names of llama, tokenizer.json, tokenizer.model\n")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        assert (back / name).read_bytes() == (folder / name).read_bytes()
+    straight = tmp_path / "straight"
+    assert main(["convert", str(folder), "-o", str(straight), "--to", "llama"]) == 0  # converted on the way
+    assert (straight / "tokenizer.model").read_bytes() == b"pieces"
