@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from vertebra.backbones.base import Backbone
+from vertebra.backbones.base import Backbone, split_name
 from vertebra.backbones.catalog import bundled_models
 from vertebra.backbones.loading.checkpoints import open_checkpoint
+from vertebra.backbones.loading.places import check_source, is_run, local_path, no_model
 from vertebra.backbones.loading.pretrained import load_backbone as load_into
 from vertebra.backbones.loading.pretrained import load_state, model_folder, read_backbone_config, read_config
 from vertebra.domains.model import DomainModel
@@ -47,10 +48,10 @@ def load(
 def _load(source: str | Path, family: str | None, allow_modules: Iterable[str]) -> DomainModel:
     from vertebra.domains.conversion import convert
 
-    if str(source).endswith(".ckpt") and family is None and _is_ours(Path(source)):
+    if str(source).endswith(".ckpt") and family is None and _is_ours(local_path(source)):
         from vertebra.domains.base import load_task  # Lightning, for the one case that needs it
 
-        return load_task(source, allow_modules=allow_modules).plain_model
+        return load_task(local_path(source), allow_modules=allow_modules).plain_model
     folder = saved_folder(source) if family is None else None
     if folder is not None:
         return load_model(folder, allow_modules=allow_modules)
@@ -61,12 +62,15 @@ def load_backbone(source: str | Path, **changes: Any) -> Backbone:
     """Load the backbone of a model, in evaluation mode; of what stands around it nothing is built.
 
     Args:
-        source: As in ``load``, but for a ``.ckpt``.
-        **changes: Fields of the backbone's config to replace, such as ``dropout=0.1``.
+        source: As in ``load``, but for a ``.ckpt``; with fields behind it or not, as in ``dna_lm,dropout=0.3``.
+        **changes: Fields of the backbone's config to replace, such as ``dropout=0.1``; these win.
 
     Raises:
         LoadError: There is no model, or its weights do not fit the changed config.
     """
+    if "=" in str(source) and not local_path(source).exists():
+        source, fields = split_name(str(source))
+        changes = {**fields, **changes}
     folder = saved_folder(source)
     if folder is None:
         model = load(source)
@@ -89,11 +93,14 @@ def saved_folder(source: str | Path) -> Path | None:
         UnknownNameError: Neither a bundled model nor a file.
     """
     text = str(source)
+    check_source(text)
     if text in bundled_models():
         return model_folder(text)
-    path = open_checkpoint(text).path if text.startswith("hf-hub:") else Path(text.removeprefix("local-dir:"))
+    path = open_checkpoint(text).path if text.startswith("hf-hub:") else local_path(text)
     if (path / "model" / "config.json").is_file():
         return path / "model"  # a run folder
+    if path.is_dir() and is_run(path):
+        raise no_model(path)
     if path.is_file() or (path.is_dir() and not _names_ours(path)):
         return None
     return model_folder(path if path.is_dir() else text)

@@ -27,6 +27,7 @@ from vertebra.backbones.loading.archives import check_torch_zip, is_torch_zip, u
 from vertebra.backbones.loading.files import inside, read_json, read_safetensors_header
 from vertebra.backbones.loading.hub import PREFIX, fetch_checkpoint, shard_names
 from vertebra.backbones.loading.pickles import check_pickle
+from vertebra.backbones.loading.places import check_source, is_hinted, local_path, missing
 from vertebra.errors import LoadError
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict", "params")
@@ -114,13 +115,16 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         LoadError: There is nothing, the hub did not give it, or an archive may not be unpacked.
     """
     text = str(source)
+    check_source(text)
     if text.startswith(PREFIX):
         folder = fetch_checkpoint(text)
         archives = sorted(folder.glob("*.zip"))
         only = len(archives) == 1 and not any(p.suffix in _SUFFIXES for p in folder.iterdir())
         return _opened(text, archives[0] if only else folder)
-    path = Path(text.removeprefix("local-dir:"))
+    path = local_path(text)
     if not os.path.exists(path):  # which, unlike the method, has no objection to a name that is too long
+        if is_hinted(text):
+            raise missing(text)
         raise LoadError(
             f"{text[:300]}: no such file or folder; give a file of weights, a folder with one, or hf-hub:ORG/NAME."
         )

@@ -179,6 +179,8 @@ def weights_file(folder: Path) -> Path:
     if inside(folder, path.name) is None:
         if (config := config_of(folder)) and "backbone" not in config:
             raise published(folder, config)
+        if (config := config_of(folder)) and "backbone" not in config:
+            raise published(folder, config)
         raise LoadError(f"{path}: missing; a model directory holds config.json and model.safetensors.")
     return path
 

@@ -61,7 +61,7 @@ class UnknownNameError(VertebraError, LookupError):
     """No preset, model, recipe or pipeline of that name; the text offers the nearest ones."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        choices = sorted(known)
+        choices = sorted(set(known))
         near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(choices) or 'none'}.")

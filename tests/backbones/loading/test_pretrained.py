@@ -97,7 +97,7 @@ def test_wrong_places_are_named(tmp_path, folder):
     with pytest.raises(LoadError, match="no such folder"):
         model_folder(f"local-dir:{tmp_path}/nothing")
     with pytest.raises(LoadError, match=r"not a model directory, config\.json is missing"):
-        model_folder(tmp_path)
+        model_folder((folder / "empty").mkdir() or folder / "empty")
     with pytest.raises(UnknownNameError, match="unknown model 'dna_promotr'"):
         model_folder("dna_promotr")
     (folder / "model.safetensors").write_bytes(b"\x00" * 10)
