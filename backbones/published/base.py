@@ -215,6 +215,8 @@ def told_kind(checkpoint: Checkpoint) -> str:
     return first.partition("For")[0].removesuffix("Model").lower() if isinstance(first, str) else ""
 
 
+_CLASSIFIER = re.compile(r"(\w+?)For(?:SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice)")
+
 # ---------------------------------------------------------------- tensors
 
 _PARAMETER = re.compile(r"(\w+\.)?(weight|bias)|A_log|D|dt_bias")
@@ -335,10 +337,18 @@ def rope_theta(settings: Settings) -> float:
 
 
 def check_plain(settings: Settings) -> None:
-    """Refuse weights that are not numbers as they are.
+    """Refuse weights that are not numbers as they are, and models that end in something else than words.
 
     Raises:
-        LoadError: They are quantized.
+        LoadError: They are quantized, or the model is a classifier.
     """
+    classes = settings.values.get("architectures")
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, str) and (found := _CLASSIFIER.fullmatch(name)):
+            settings.refuse(
+                "architectures",
+                f"it is a classifier, not a language model, and its head has no place here; save the {found[1]}Model "
+                "inside of it and convert that",
+            )
     if "quantization_config" in settings.values:
         settings.refuse("quantization_config", "the weights are quantized; give the model's float weights")

@@ -75,6 +75,7 @@ _META_NAMES = {
     "feed_forward.w3.": "mlp.up_proj.",
     "feed_forward.w2.": "mlp.down_proj.",
 }
+_MISTRAL_WINDOW = 4096  # of transformers, where a config does not say
 _COMPUTED = "a table that is computed, not learned"
 _ATTENTION = re.compile(r"(?:model\.)?layers\.0\.(?:self_attn\.q_proj|attention\.wq)\.weight")
 _MLP = re.compile(r"(?:model\.)?layers\.0\.(?:mlp\.gate_proj|feed_forward\.w1)\.weight")
@@ -165,6 +166,10 @@ def _read_transformers(checkpoint: Checkpoint) -> Published:
     check_plain(settings)
     settings.expect("hidden_act", "silu", "swish", why="the MLP is gated by SiLU")
     settings.expect("mlp_bias", False, why="the MLP has no biases")
+    for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling"):
+        settings.expect(name, 1, why="ours scales neither embedding, branches nor logits")
+    for name in ("final_logit_softcapping", "attn_logit_softcapping"):
+        settings.expect(name, None, why="ours caps no logits")
     for place in (settings, settings.part("rope_parameters")):
         place.expect("partial_rotary_factor", 1, why="all channels of a head are rotated")
 
@@ -181,6 +186,13 @@ def _read_transformers(checkpoint: Checkpoint) -> Published:
     )
     found, left = _without_tables(checkpoint.tensors, r".*rotary_emb\.inv_freq")
     tensors = rename.all(found, checkpoint.source)
+    outside = ["embed_tokens.weight", "norm.weight"]
+    _check_whole(found, [prefix + name for name in outside], f"{prefix}layers.", _NEW_NAMES, checkpoint.source)
+    if not bare and "lm_head.weight" not in found and not settings.flag("tie_word_embeddings", False):
+        raise LoadError(
+            f"{checkpoint.source}: the checkpoint has no tensor lm_head.weight; is it whole? Where the head is the "
+            "embedding, config.json must say tie_word_embeddings = true."
+        )
     config = _structure(
         tensors,
         settings,
@@ -190,14 +202,16 @@ def _read_transformers(checkpoint: Checkpoint) -> Published:
         names={"depth": "num_hidden_layers", "dim": "hidden_size", "hidden": "intermediate_size",
                "kv": "num_key_value_heads", "head": "head_dim", "vocab": "vocab_size"},
     )  # fmt: skip
-    config = config.replace(window=_windows(settings, kind, config.depth))
+    config = config.replace(window=_windows(settings, kind, config.depth, checkpoint.config))
     _fuse_heads(tensors, config, split=True)
     head = settle_head(tensors, settings, "tie_word_embeddings", False, bare)
     return Published(config=config, tensors=tensors, head=head, left_out=left)
 
 
-def _windows(settings: Settings, kind: str, depth: int) -> int | tuple[int, ...]:
-    """Return the window of all layers, or one a layer."""
+def _windows(settings: Settings, kind: str, depth: int, given: Mapping[str, Any]) -> int | tuple[int, ...]:
+    """Return the window of all layers, or one a layer; ``given`` tells a window of null from none that is said."""
+    if kind == "mistral" and "sliding_window" not in given:
+        return _MISTRAL_WINDOW
     if kind == "llama" or "sliding_window" not in settings.values:
         return 0
     if kind == "mistral":
@@ -283,6 +297,7 @@ def _read_meta(checkpoint: Checkpoint) -> Published:
     )
     found, left = _without_tables(checkpoint.tensors, r"rope\.freqs")
     tensors = rename.all(found, checkpoint.source)
+    _check_whole(found, ["tok_embeddings.weight", "norm.weight"], "layers.", _META_NAMES, checkpoint.source)
     config = _structure(
         tensors,
         settings,
@@ -305,6 +320,18 @@ def _read_meta(checkpoint: Checkpoint) -> Published:
 def _without_tables(tensors: Mapping[str, Tensor], pattern: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     left = {name: _COMPUTED for name in tensors if re.fullmatch(pattern, name)}
     return {name: tensor for name, tensor in tensors.items() if name not in left}, left
+
+
+def _check_whole(
+    tensors: Mapping[str, Tensor], outside: list[str], layers: str, inside: Mapping[str, str], source: str
+) -> None:
+    """Refuse a checkpoint without a tensor that each of its kind has, by the name that the file would give it."""
+    numbers = {int(m[1]) for name in tensors if (m := re.match(re.escape(layers) + r"(\d{1,6})\.", name))}
+    wanted = [*outside, *(f"{layers}{i}.{part}weight" for i in sorted(numbers) for part in inside)]
+    plain = not any(re.search(r"experts|block_sparse_moe|feed_forward\.gate", name) for name in tensors)
+    if plain and (missing := [name for name in wanted if name not in tensors]):
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise LoadError(f"{source}: the checkpoint has no tensor {', '.join(missing[:3])}{more}; is it whole?")
 
 
 def _structure(

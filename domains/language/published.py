@@ -5,11 +5,13 @@ A vocabulary of single nucleotides is left to the DNA domain, which reads the sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vertebra.backbones.loading.checkpoints import Checkpoint
+from vertebra.backbones.loading.files import read_json
 from vertebra.backbones.published.base import Head, PublishedFamily, told_config
 from vertebra.backbones.published.hybrid import BAMBA, HYBRIDNA, JAMBA, MAMBA
 from vertebra.backbones.published.llama import LLAMA
@@ -72,20 +74,24 @@ def _spec_of(checkpoint: Checkpoint, rows: int) -> LanguageSpec:
     """Read the facts that the config tells; ids outside of the vocabulary stand for none, as in many old configs."""
     config = told_config(checkpoint)
 
-    def ids(name: str) -> tuple[int, ...]:
-        value = config.get(name)
-        values = value if isinstance(value, list) else [value]
-        return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < rows)
+    def ids(name: str, values: Mapping[str, Any] = config) -> tuple[int, ...]:
+        value = values.get(name)
+        found = value if isinstance(value, list) else [value]
+        return tuple(v for v in found if isinstance(v, int) and not isinstance(v, bool) and 0 <= v < rows)
 
     def one(name: str) -> int | None:
         return next(iter(ids(name)), None)
 
+    eos_ids = ids("eos_token_id")
+    if (path := checkpoint.file("generation_config.json")) is not None:  # chats end in more ways than texts
+        more = ids("eos_token_id", read_json(path, finite=False))
+        eos_ids = more if set(eos_ids) <= set(more) else eos_ids
     length = config.get("max_position_embeddings")
     return LanguageSpec(
         vocab_size=rows,
         max_length=length if isinstance(length, int) and length > 0 else None,
         bos_id=one("bos_token_id"),
-        eos_ids=ids("eos_token_id"),
+        eos_ids=eos_ids,
         pad_id=one("pad_token_id"),
     )
 

@@ -186,6 +186,16 @@ def test_tokenizer_files_come_along_and_ids_are_read(tmp_path):
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling = .*linear.* cannot be converted"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters = .*yarn.* cannot be converted"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5 in config\.json cannot be converted"),
+        (
+            {"embedding_multiplier": 12.0},
+            r"embedding_multiplier = 12\.0 in config\.json cannot be converted: ours scales",
+        ),
+        ({"logits_scaling": 8.0}, r"logits_scaling = 8\.0 in config\.json cannot be converted: ours scales"),
+        ({"final_logit_softcapping": 30.0}, r"final_logit_softcapping = 30\.0 in .* cannot be converted: ours caps no"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            r"architectures = .* it is a classifier, not a language model, .* save the LlamaModel inside of it",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' in config.json cannot be converted: the MLP is gated by SiLU"),
         ({"mlp_bias": True}, "mlp_bias = True in config.json cannot be converted"),
         ({"head_dim": 16}, "head_dim is 16 in config.json, but the weights have 8"),
@@ -217,13 +227,44 @@ def test_settings_that_ours_cannot_do_are_named(changes, words, tmp_path):
         convert(folder)
 
 
+@pytest.mark.parametrize("changes", [{"embedding_multiplier": 1.0, "logits_scaling": 1}, {"residual_multiplier": 1.0}])
+def test_settings_that_change_nothing_are_taken(changes, tmp_path):
+    assert converted(change_config(published("llama", tmp_path / "a"), **changes)).model.spec.vocab_size == 23
+
+
+def test_a_mistral_that_does_not_say_has_the_window_of_transformers(tmp_path):
+    folder = published("mistral", tmp_path / "a")
+    assert converted(folder).model.backbone.config.window == 6
+    assert converted(change_config(folder, sliding_window=None)).model.backbone.config.window == 4096
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": None}))
+    assert converted(folder).model.backbone.config.window == 0
+
+
+@pytest.mark.bench
+def test_the_window_is_that_of_transformers():
+    from vertebra.backbones.published.llama import _MISTRAL_WINDOW
+
+    assert pytest.importorskip("transformers").MistralConfig().sliding_window == _MISTRAL_WINDOW
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "found"),
+    [(2, [2, 5], (2, 5)), (None, 5, (5,)), ([2, 5], 2, (2, 5)), (2, None, (2,)), (2, [5, 99], (2,))],
+)
+def test_more_ends_are_read_from_the_settings_for_generation(config, generation, found, tmp_path):
+    folder = change_config(published("llama", tmp_path / "a"), eos_token_id=config)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    assert converted(folder).model.spec.eos_ids == found
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("model.layers.1.mlp.up_proj.weight", r"1 missing: backbone\.layers\.1\.mlp\.up_proj\.weight"),
-        ("model.layers.1.self_attn.k_proj.weight", r"missing: backbone\.layers\.1\.mixer\.qkv\.weight; 2 unexpected"),
-        ("model.embed_tokens.weight", r"there is no tensor for embed\.weight; is the checkpoint whole"),
-        ("lm_head.weight", r"1 missing: head\.weight"),
+        ("model.layers.1.mlp.up_proj.weight", r"has no tensor model\.layers\.1\.mlp\.up_proj\.weight; is it whole\?"),
+        ("model.layers.1.self_attn.k_proj.weight", r"no tensor model\.layers\.1\.self_attn\.k_proj\.weight;"),
+        ("model.embed_tokens.weight", r"has no tensor model\.embed_tokens\.weight; is it whole"),
+        ("lm_head.weight", r"no tensor lm_head\.weight; is it whole\? .* must say tie_word_embeddings"),
     ],
 )
 def test_a_tensor_that_is_missing_is_named(name, words, tmp_path):
@@ -239,7 +280,10 @@ def test_a_tensor_that_is_missing_is_named(name, words, tmp_path):
         ("score.weight", r"1 unexpected: score\.weight"),
         ("model.layers.0.self_attn.q_norm.weight", "q_norm.weight cannot be converted: ours has neither norms"),
         ("model.layers.0.mlp.experts.0.w1.weight", "experts.0.w1.weight cannot be converted"),
-        ("model.layers.7.input_layernorm.weight", r"the layers in the file are \[0, 1, 2, 7\], not a whole stack"),
+        (
+            "model.layers.7.input_layernorm.weight",
+            r"no tensor model\.layers\.7\.post_attention_layernorm\.weight, .* and 5 more",
+        ),
     ],
 )
 def test_a_tensor_too_many_is_named(name, words, tmp_path):
