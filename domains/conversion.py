@@ -19,7 +19,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from vertebra.backbones.catalog import bundled_models
 from vertebra.backbones.loading.checkpoints import Checkpoint, open_checkpoint
+from vertebra.backbones.loading.places import config_of, family_of, local_path, told_kind
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.loading import saved_folder
 from vertebra.domains.model import DomainModel
@@ -103,6 +105,11 @@ def find_converter(checkpoint: Checkpoint) -> Converter:
         if converter.recognises(checkpoint):
             return converter
     checkpoint.config  # noqa: B018  # no converter minds a damaged one; the user should
+    if told := told_kind(checkpoint.config):
+        raise LoadError(
+            f"{checkpoint.source}: its config.json says {told}, which is of no family that is known "
+            f"({', '.join(converters())})."
+        )
     names = list(checkpoint.tensors)
     raise LoadError(
         f"{checkpoint.source}: of no family that is known ({', '.join(converters())}); its {len(names)} tensors begin "
@@ -121,12 +128,48 @@ def convert(source: str | Path, family: str | None = None) -> tuple[Converter, C
         LoadError: The checkpoint cannot be read, is of no known family, or does what ours cannot.
         UnknownNameError: There is no such family.
     """
-    checkpoint = open_checkpoint(source)
     known = converters()
     if family is not None and family not in known:
         raise UnknownNameError("family", family, known)
+    if _is_ours(source):
+        raise LoadError(
+            f"{source}: already a model of vertebra, so there is nothing to convert; to write it in a published format "
+            f"of its kind: vertebra convert {source} -o DIR --to FAMILY"
+        )
+    checkpoint = open_checkpoint(source)
+    told = _family_told(checkpoint) if family not in (None, "nucleotides") else ""  # which are of all families
+    if family is not None and told and _GROUPS.get(told, told) != _GROUPS.get(family, family):
+        raise LoadError(
+            f"{checkpoint.source}: config.json tells a model of the family {told} ({told_kind(checkpoint.config)}), "
+            f"not {family}; leave --family out, or say --family {told}."
+        )
     converter = known[family] if family is not None else find_converter(checkpoint)
     return converter, dataclasses.replace(converter.convert(checkpoint), checkpoint=checkpoint)
+
+
+_GROUPS = dict.fromkeys(("bamba", "jamba", "hybridna"), "hybrids")  # which read each other's names
+
+
+def _family_told(checkpoint: Checkpoint) -> str:
+    try:
+        return family_of(checkpoint.config)
+    except LoadError:
+        return ""
+
+
+def _is_ours(source: str | Path) -> bool:
+    """Whether a source is a model directory of ours, a run folder with one, or a bundled model."""
+    if str(source) in bundled_models():
+        return True
+    folder = local_path(source)
+    for place in (folder, folder / "model"):
+        try:
+            config = config_of(place)
+        except (LoadError, OSError):
+            continue
+        if config:
+            return isinstance(config.get("backbone"), dict) and "spec" in config
+    return False
 
 
 def copy_tokenizer(source: str | Path, folder: Path) -> list[str]:
@@ -172,15 +215,50 @@ def loaded(
     Raises:
         LoadError: Tensors are missing, unexpected or of another shape.
     """
-    report = load_state(model, tensors, source=f"the weights of {checkpoint.source}")
-    source = {"source": f"Converted from `{checkpoint.source.rpartition('/')[2]}`."}
+    try:
+        report = load_state(model, tensors, source=f"the weights of {checkpoint.source}")
+    except LoadError as error:
+        raise LoadError(
+            f"{error} Names of missing tensors are those of the {type(model).__name__}; unexpected ones are as in the "
+            "checkpoint where they have no name of ours."
+        ) from error
+    found = {"source": f"Converted from `{checkpoint.source.rpartition('/')[2]}`.", **(notes or {})}
+    if licence := _licence_told(checkpoint):
+        own = found.get("licence", "").strip()
+        found["licence"] = (
+            f"{own} The source's README says: {licence}."
+            if own
+            else (f"{licence}, as the source's README says; vertebra has not checked it.")
+        )
     return Conversion(
         model=model.eval(),
         report=report,
         left_out=dict(left_out or {}),
         files=[file for file in files if file is not None],
-        notes={**source, **(notes or {})},
+        notes=found,
     )
+
+
+_MOST_README = 1 << 20  # bytes
+_LICENCE_WORDS = r"[\"']?([\w.+ -]{1,100}?)[\"']?[ \t]*$"
+
+
+def _licence_told(checkpoint: Checkpoint) -> str:
+    """Return the licence that the front matter of a checkpoint's ``README.md`` states; nothing where it does not."""
+    path = checkpoint.file("README.md")
+    if path is None or path.stat().st_size > _MOST_README:
+        return ""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
+    if front is None:
+        return ""
+    named = [
+        re.search(rf"^{key}:[ \t]*{_LICENCE_WORDS}", front[1], re.MULTILINE) for key in ("license", "license_name")
+    ]
+    words = [found[1] for found in named if found]
+    listed = re.search(r"^license:[ \t]*\n((?:[ \t]*-[ \t]*[\w.+-]{1,60}[ \t]*\n){1,9})", front[1], re.MULTILINE)
+    words += re.findall(r"-[ \t]*([\w.+-]+)[ \t]*\n", listed[1]) if listed else []
+    return f"{words[0]} ({', '.join(words[1:])})" if words[1:] else words[0] if words else ""
 
 
 def split_left_out(

@@ -131,7 +131,7 @@ def save_model(
         raise ConfigError(f"save_model: {folder} cannot be written ({e.strerror}); choose another place.") from e
     try:
         (made / "config.json").write_text(json.dumps(config, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (made / "README.md").write_text(_card(folder.name, model, config, notes or {}), encoding="utf-8")
+        (made / "README.md").write_text(_card(folder, model, config, notes or {}), encoding="utf-8")
         save_tensors(model, made / "model.safetensors")
         for file in files:
             shutil.copyfile(file, made / file.name)
@@ -211,11 +211,11 @@ def build_model(
         raise cannot_be_built(e, source) from e
 
 
-def _card(name: str, model: DomainModel, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
+def _card(folder: Path, model: DomainModel, config: Mapping[str, Any], notes: Mapping[str, str]) -> str:
     count = sum(p.numel() for p in model.parameters())
     backbone = config["backbone"]
     lines = [
-        f"# {name}",
+        f"# {folder.name}",
         "",
         f"A `vertebra` model for `{config['task']}`: {backbone['family']} backbone, width {backbone['dim']}, "
         f"{backbone['depth']} layers, {count:,} parameters.",
@@ -240,5 +240,6 @@ def _card(name: str, model: DomainModel, config: Mapping[str, Any], notes: Mappi
     lines += ["", "## Use", ""]
     if config["command"]:
         lines += ["Made with:", "", f"    {config['command']}", ""]
-    lines += [f'    vertebra.load("{name}")', ""]
+    name = json.dumps(f"local-dir:{folder.as_posix()}", ensure_ascii=False)
+    lines += [f"    vertebra.load({name})  # or wherever this folder is", ""]
     return "\n".join(lines)

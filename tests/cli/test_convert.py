@@ -41,7 +41,9 @@ def test_a_checkpoint_becomes_a_model_directory_and_comes_back(published, tmp_pa
     assert ", 0 missing, 0 unexpected" in out
     assert out.endswith(f"README.md, config.json, model.safetensors\nSee: vertebra info {ours}\n")
     assert "Converted from" in (ours / "README.md").read_text()
-    assert json.loads((ours / "config.json").read_text())["command"] == "vertebra convert published -o ours"
+    assert json.loads((ours / "config.json").read_text())["command"] == f"vertebra convert {published} -o {ours}"
+    assert f'vertebra.load("local-dir:{ours}")  # or wherever this folder is' in (ours / "README.md").read_text()
+    assert vertebra.load(f"local-dir:{ours}").backbone.config.family == "tsfm"
     assert main(["info", str(ours)]) == 0
     assert main(["convert", str(ours), "-o", str(back), "--to", "tsfm"]) == 0
     before, after = load_file(published / "model.safetensors"), load_file(back / "model.safetensors")
@@ -78,6 +80,58 @@ def test_what_is_left_out_is_listed_by_name(published, tmp_path, capsys, monkeyp
     assert "left out   20: of the training alone\n             extra.0\n" in out
     assert f"and 8 more, all in {tmp_path / 'ours' / 'left_out.json'}" in out
     assert len(json.loads((tmp_path / "ours" / "left_out.json").read_text())) == 20
+
+
+FRONTS = {
+    "---\nlicense: mit\n---\n# x\n": "mit, as the source's README says; vertebra has not checked it.",
+    "---\nlicense: other\nlicense_name: a-b\n---\n": "other (a-b), as the source's README says",
+    "---\nlicense:\n- mit\n- apache-2.0\n---\n": "mit (apache-2.0), as the source's README says",
+    "# x\nlicense: mit\n": "Not stated by who trained it.",
+    "---\nlicense: <script>\n---\n": "Not stated by who trained it.",
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_the_card_says_what_the_source_says_of_its_licence(front, published, tmp_path):
+    (published / "README.md").write_text(front)
+    assert main(["convert", str(published), "-o", str(tmp_path / "ours"), "--family", "tsfm"]) == 0
+    card = (tmp_path / "ours" / "README.md").read_text()
+    assert f"## Licence\n\n{FRONTS[front]}" in card
+    assert f"vertebra convert {published} -o {tmp_path / 'ours'} --family tsfm" in card
+
+
+@pytest.mark.parametrize("source", ["dna_lm", "{ours}", "local-dir:{ours}"])
+def test_a_model_of_ours_is_not_converted_again(source, published, tmp_path, capsys):
+    ours = tmp_path / "ours"
+    main(["convert", str(published), "-o", str(ours)])
+    source = source.format(ours=ours)
+    assert main(["convert", source, "-o", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert f"{source}: already a model of vertebra" in error
+    assert f"vertebra convert {source} -o DIR --to FAMILY" in error
+
+
+def theirs(folder, **config):
+    folder.mkdir()
+    save_file({"bert.x": torch.zeros(2)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_an_unknown_kind_is_named(tmp_path, capsys):
+    source = theirs(tmp_path / "m", model_type="bert", architectures=["BertModel"])
+    assert main(["convert", source, "-o", str(tmp_path / "x")]) == 2
+    error = capsys.readouterr().err
+    assert "config.json says model_type 'bert', architectures BertModel, which is of no family that is known" in error
+    assert "--family" not in error
+
+
+def test_a_family_that_the_config_contradicts_is_refused(tmp_path, capsys):
+    source = theirs(tmp_path / "m", model_type="llama", architectures=["LlamaForCausalLM"])
+    assert main(["convert", source, "-o", str(tmp_path / "x"), "--family", "mamba"]) == 2
+    error = capsys.readouterr().err
+    assert "tells a model of the family llama (model_type 'llama', architectures LlamaForCausalLM), not mamba" in error
+    assert "leave --family out, or say --family llama." in error
 
 
 def taken(path):

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from vertebra.backbones.loading.checkpoints import open_checkpoint
-from vertebra.domains.conversion import convert, converters, find_converter
+from vertebra.domains.conversion import convert, converters, find_converter, loaded
+from vertebra.domains.saving import load_model
 from vertebra.errors import LoadError
 
 NAMES = {
@@ -67,3 +68,14 @@ def test_a_link_out_of_the_folder_is_told_and_not_followed(tmp_path):
     assert not any(converter.recognises(open_checkpoint(folder)) for converter in converters().values())
     with pytest.raises(LoadError, match="a link that leads out of its folder"):
         find_converter(open_checkpoint(folder))
+
+
+def test_whose_names_are_missing_is_told(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "model.safetensors")
+    model = load_model("dna_lm")
+    words = (
+        r"2 unexpected: .*Nothing was loaded\. Names of missing tensors are those of the DNALanguageModel; unexpected"
+    )
+    tensors = {**model.state_dict(), "y": torch.zeros(2), "z": torch.zeros(2)}
+    with pytest.raises(LoadError, match=words):
+        loaded(model, tensors, open_checkpoint(tmp_path))

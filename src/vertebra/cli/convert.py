@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from vertebra.cli.parsing import Parser
@@ -36,7 +37,7 @@ def run(verb: str, args: list[str]) -> int:
     folder = Path(options.output)
     if options.to:
         return _back(options.source, folder, options.to, options.dtype)
-    return _convert(options.source, folder, options.family, options.dtype)
+    return _convert(options.source, folder, options.family, options.dtype, shlex.join(["vertebra", verb, *args]))
 
 
 def _families() -> int:
@@ -48,7 +49,7 @@ def _families() -> int:
     return 0
 
 
-def _convert(source: str, folder: Path, family: str | None, dtype: str | None) -> int:
+def _convert(source: str, folder: Path, family: str | None, dtype: str | None, command: str) -> int:
     import torch
 
     from vertebra.domains.conversion import convert
@@ -59,8 +60,7 @@ def _convert(source: str, folder: Path, family: str | None, dtype: str | None) -
     model = found.model
     if dtype is not None:
         model = model.to(getattr(torch, dtype))
-    command = f"vertebra convert {Path(source).name if Path(source).exists() else source} -o {folder.name}"
-    save_model(model, folder, command=command, notes=found.notes, files=found.files)
+    save_model(model, folder, command=printable(command), notes=found.notes, files=found.files)
     count = sum(p.numel() for p in model.parameters())
     print(f"family     {converter.name}: {converter.summary}")
     print(
