@@ -26,7 +26,7 @@ log = logging.getLogger("vertebra")
 PREFIX = "hf-hub:"
 _BESIDE = (".json", ".md", ".txt", ".model", ".yaml", ".yml", ".vocab", ".tsv", ".npz")
 _MOST_BESIDE = 32 << 20  # bytes of one file beside the weights; a tokenizer with a large vocabulary has 17 MB
-_INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".zip")
 _NO_MODEL = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.\w+")
@@ -155,7 +155,7 @@ def _beside(repo: _Repo, *, nested: bool) -> list[str]:
 
 
 def _weights(repo: _Repo) -> list[str]:
-    for whole, index in zip(_WHOLE, _INDEX, strict=True):
+    for whole, index in zip(_WHOLE, INDEX, strict=True):
         if index in repo.files:
             shards = _shards(repo, index)
             for shard in shards:
@@ -213,7 +213,7 @@ def _is_whole(folder: Path, *, ours: bool) -> bool:
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     if ours:
         return {"config.json", "model.safetensors"} <= names
-    index = next((i for i in _INDEX if i in names), None)
+    index = next((i for i in INDEX if i in names), None)
     return set(shard_names(folder / index)) <= names if index else any(n.endswith(_WEIGHTS) for n in names)
 
 

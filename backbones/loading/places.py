@@ -82,7 +82,12 @@ def missing(text: str) -> VertebraError:
 
 def is_hinted(text: str) -> bool:
     """Whether ``missing`` knows more of a name than that there is nothing: a preset, or a repository of the hub."""
-    return text.partition(",")[0] in presets() or _REPOSITORY.fullmatch(text) is not None
+    return text.partition(",")[0] in presets() or is_repository(text)
+
+
+def is_repository(text: str) -> bool:
+    """Whether a name looks as a repository's on the hub: ``ORG/NAME``."""
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def is_run(folder: Path) -> bool:
@@ -112,6 +117,11 @@ def no_model(path: Path) -> LoadError:
         return LoadError(f"{path}: a run folder without a finished model (model/config.json); {way}")
     if weight_names(path):
         return published(path)
+    if path.name == "checkpoints" and any(path.glob("*.ckpt")):
+        return LoadError(
+            f"{path}: checkpoints of a training, not a model directory; name the `model` in its run folder: "
+            f"{path.parent / 'model'}"
+        )
     return LoadError(f"{path}: not a model directory, config.json is missing; `vertebra fit` writes one per run.")
 
 
@@ -164,8 +174,8 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 
 def weight_names(folder: Path) -> list[str]:
-    """Return the names of the files of weights in a folder."""
-    return sorted(p.name for p in folder.iterdir() if p.suffix in WEIGHTS and p.is_file())
+    """Return the names of the files of weights in a folder, but for checkpoints of trainings."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix in WEIGHTS and p.suffix != ".ckpt" and p.is_file())
 
 
 def config_of(folder: Path) -> dict[str, Any]:

@@ -5,13 +5,25 @@ Files may be anybody's, so their values are shown as text whatever they are, and
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vertebra.backbones.catalog import bundled_models, presets
-from vertebra.backbones.loading.files import read_json
+from vertebra.backbones.loading.files import inside, read_json
+from vertebra.backbones.loading.hub import INDEX, PREFIX, fetch_checkpoint, shard_names
+from vertebra.backbones.loading.places import (
+    check_source,
+    config_of,
+    family_of,
+    is_repository,
+    local_path,
+    missing,
+    told_kind,
+    weight_names,
+)
 from vertebra.cli.headers import read_model_config, tensors_info
 from vertebra.cli.parsing import Parser
 from vertebra.cli.recipes import recipe_header, recipes
@@ -28,7 +40,7 @@ _DEEPEST = 4
 def run(verb: str, args: list[str]) -> int:
     """Print what something is."""
     parser = Parser(verb, "What a preset, bundled model, recipe, pipeline, model directory, run folder or .ckpt is.")
-    parser.add_argument("name", metavar="NAME|DIR|FILE.ckpt")
+    parser.add_argument("name", metavar="NAME|DIR|FILE.ckpt", help="or hf-hub:ORG/NAME, which is fetched")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(args)
     print(told(options.name, as_json=options.json))
@@ -56,8 +68,9 @@ def describe(name: str) -> dict[str, Any]:
 
     Raises:
         UnknownNameError: No preset, model, recipe or pipeline of that name, and no such file or folder.
-        LoadError: A file or folder of another kind.
+        LoadError: A file or folder of another kind, or the hub did not give a repository.
     """
+    check_source(name)
     if name in presets():
         p = presets()[name]
         use = f"vertebra fit RECIPE --model.backbone {name}"
@@ -73,19 +86,27 @@ def describe(name: str) -> dict[str, Any]:
         model = v.model or ("none bundled; pass --model" if v.needs_model else "not needed")
         return {"pipeline": name, "summary": v.summary, "inputs": v.inputs, "outputs": v.outputs, "model": model,
                 "use": f"vertebra run {name} INPUT... -o OUT"}  # fmt: skip
-    path = Path(name.removeprefix("local-dir:"))
+    if name.startswith(PREFIX):
+        folder = fetch_checkpoint(name)
+        return {**_folder(folder, name), "files": f"{folder} (fetched into the hub's cache, as vertebra.load does)"}
+    path = local_path(name)
     if path.is_dir():
         return _folder(path)
     if path.is_file():
         return _file(path)
+    everything = {*presets(), *bundled_models(), *recipes(), *pipelines()}
+    if is_repository(name) and not difflib.get_close_matches(name, everything, n=1, cutoff=0.5):
+        raise missing(name)
     if "/" in name and "." in path.suffix:
         raise LoadError(f"{name}: no such file or folder.")
-    raise UnknownNameError("name", name, [*presets(), *bundled_models(), *recipes(), *pipelines()])
+    raise UnknownNameError("name", name, everything)
 
 
-def _folder(path: Path) -> dict[str, Any]:
+def _folder(path: Path, name: str = "") -> dict[str, Any]:
     if (path / "config.json").is_file():
-        return _model(path, str(path))
+        if "backbone" not in config_of(path) and _weights(path):
+            return _published(path, name or str(path))
+        return _model(path, name or str(path))
     if (path / "checkpoints").is_dir() or (path / "config.yaml").is_file():
         metrics = path / "metrics.json"
         facts: dict[str, Any] = {
@@ -100,7 +121,42 @@ def _folder(path: Path) -> dict[str, Any]:
         done = (path / "model").is_dir()
         facts["use"] = f"vertebra {'test' if done else 'fit'} --ckpt_path {path}"
         return facts
+    if _weights(path):
+        return _published(path, name or str(path))
     raise LoadError(f"{path}: neither a model directory (config.json) nor a run folder (checkpoints/).")
+
+
+def _weights(folder: Path) -> list[Path]:
+    """Return the files of weights of a folder, those of an index where it has one."""
+    for name in INDEX:
+        if (index := inside(folder, name)) is not None:
+            names = shard_names(index)
+            break
+    else:
+        names = [n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()][:1]
+        names = names or weight_names(folder)
+    return [path for name in names if (path := inside(folder, name)) is not None]
+
+
+def _published(folder: Path, name: str) -> dict[str, Any]:
+    """Describe a checkpoint from elsewhere, as far as its config and headers tell."""
+    config, files = config_of(folder), _weights(folder)
+    facts: dict[str, Any] = {"published checkpoint": f"{name}: not a model of vertebra, but to be converted to one"}
+    if kind := told_kind(config):
+        facts["says"] = kind
+    family = family_of(config)
+    facts["family"] = family or "not told by its config; vertebra convert looks at the names of the tensors too"
+    tensors = [tensors_info(path) for path in files if path.suffix == ".safetensors"]
+    if len(tensors) == len(files):
+        facts["parameters"] = sum(t.params for t in tensors)
+        facts["tensors"] = sum(t.tensors for t in tensors)
+        facts["dtype"] = ", ".join(sorted({d for t in tensors for d in t.dtypes}))
+    else:
+        facts["parameters"] = f"not counted: {', '.join(p.name for p in files[:4])} has no header to count them by"
+    facts["size"] = f"{sum(p.stat().st_size for p in files) / 1e6:.2f} MB"
+    command = f"vertebra convert {name} -o DIR"
+    facts["use"] = f"{command}, which says why ours cannot be one" if family == "chronos_bolt" else command
+    return facts
 
 
 def _model(folder: Path, name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from huggingface_hub.utils import _http
 from vertebra.backbones.base import create_backbone, resolve
 from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.backbones.loading.pretrained import load_state, model_folder, read_config, read_tensors, save_tensors
+from vertebra.cli import main
 from vertebra.errors import LoadError
 
 COMMIT = "a1" * 20
@@ -179,6 +181,22 @@ def hub(model_files, tmp_path, monkeypatch):
 
 def blobs(hub):
     return sorted(p.name for p in hub.cache.glob("models--org--tiny/blobs/*"))
+
+
+def test_info_shows_a_repository_and_the_hubs_own_errors(hub, capsys):
+    assert main(["info", "hf-hub:org/tiny"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^model +hf-hub:org/tiny$", out, re.MULTILINE)
+    assert "(fetched into the hub's cache, as vertebra.load does)" in out
+    for name, text in (
+        ("hf-hub:org/none", "no such repository on the hub, or a private one"),
+        ("hf-hub:org/tiny@v9", "the repository has no revision 'v9'"),
+        ("hf-hub:a/b/c", "must be hf-hub:ORG/NAME or hf-hub:ORG/NAME@REVISION."),
+    ):
+        assert main(["info", name]) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert "Known:" not in error
 
 
 def test_a_model_is_fetched_once_and_then_read_from_the_cache(hub, model_files):

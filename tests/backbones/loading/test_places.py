@@ -78,6 +78,9 @@ def test_a_checkpoint_is_no_model_directory(run):
     text = told(model_folder, run / "checkpoints" / "last.ckpt")
     assert "a checkpoint of a training, not a model directory" in text
     assert text.endswith(f"name the `model` in its run folder: {run / 'model'}")
+    text = told(model_folder, run / "checkpoints")
+    assert "checkpoints of a training, not a model directory" in text
+    assert text.endswith(f"{run / 'model'}")
     assert "no such checkpoint file" in told(model_folder, "none.ckpt")
 
 
