@@ -28,7 +28,15 @@ from vertebra.backbones.catalog import ADAPTERS
 from vertebra.backbones.loading.guard import CHECKPOINT, cannot_be_built, check_numbers, check_size, header_of
 from vertebra.backbones.loading.pretrained import LoadReport, load_state
 from vertebra.domains.batching import Batch, BatchLoader, LengthBucketSampler, PlannedSampler
-from vertebra.domains.finetuning import TuneConfig, add_adapters, drop_gradients, idle_adapters, merged, set_modes
+from vertebra.domains.finetuning import (
+    TuneConfig,
+    add_adapters,
+    check_initial,
+    drop_gradients,
+    idle_adapters,
+    merged,
+    set_modes,
+)
 from vertebra.domains.initial import check_all_tensors, init_backbone, init_weights, read_checkpoint
 from vertebra.domains.model import DomainModel
 from vertebra.domains.optim import OptimizerConfig, build_optimizer
@@ -340,7 +348,13 @@ class BaseTask(pl.LightningModule, ABC):
                 self._initial_error = e
 
     def load_initial(self) -> None:
-        """Load the weights of a pretrained backbone or of ``init_from``, and print what was loaded."""
+        """Load the weights of a pretrained backbone or of ``init_from``, and print what was loaded.
+
+        Raises:
+            ConfigError: There are none, and the backbone would keep random ones.
+            LoadError: They do not fit.
+        """
+        check_initial(self.tune, given=bool(self._pretrained) or self.init_from is not None)
         if self._pretrained:
             self._loaded(self._pretrained, init_backbone(self.model.backbone, self._pretrained))
         if self.init_from is not None:
@@ -352,7 +366,7 @@ class BaseTask(pl.LightningModule, ABC):
 
     def _loaded(self, source: str, report: LoadReport) -> None:
         self.load_report = self.load_reports[source] = report
-        log.log(logging.WARNING if report.unlike else logging.INFO, "%s: %s", source, report)
+        log.log(logging.WARNING if report.unlike else logging.INFO, "%s: %s", source, report.initial())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to build this task again: ``class_path``, ``spec`` and ``backbone``."""
@@ -404,7 +418,7 @@ class BaseTask(pl.LightningModule, ABC):
             raise self._initial_error
 
     def on_train_start(self) -> None:
-        """Put the loader where the checkpoint left it.
+        """Put the loader where the checkpoint left it, and tell of layers that will never learn.
 
         Lightning does not when the schedule has asked for the length of the run, and so for the loader, before.
         """
@@ -412,6 +426,11 @@ class BaseTask(pl.LightningModule, ABC):
         if isinstance(loader, BatchLoader) and len(self._loader_states) == 1:
             loader.load_state_dict(self._loader_states[0])
         self._loader_states = []
+        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches  # of an epoch
+        if 0 < batches < math.inf and self._steps < math.inf:
+            epochs = math.ceil(self._steps / math.ceil(batches))
+            if text := self.tune.never_open(self.model.backbone.num_layers, epochs, self._steps):
+                log.warning("%s", text)
 
     def on_train_epoch_start(self) -> None:
         """What keeps its weights runs without dropout."""

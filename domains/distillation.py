@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 
-from vertebra.backbones.base import Backbone, BackboneConfig
+from vertebra.backbones.base import Backbone, BackboneConfig, is_pretrained, split_name
 from vertebra.backbones.layers.mamba2 import Form
 from vertebra.backbones.loading.pretrained import load_state
 from vertebra.backbones.seeding import check_seed, new_layers, replaced, seed_mamba2, student_config
@@ -83,7 +83,8 @@ class DistillationTask(MetricTask):
     Args:
         teacher: A causal language model with attention layers: a bundled name, a model directory, a run folder, or
             what else ``vertebra.load`` takes.
-        student: A hybrid preset with changed fields, whose pattern says which layers stay attention, or a config.
+        student: A hybrid preset with changed fields, whose pattern says which layers stay attention, or a config. Of a
+            trained model's name the structure alone is taken.
         optimizer: AdamW and its schedule, which every stage runs through from its beginning, with fresh moments.
         stages: Lengths of the three stages: optimizer steps, or any other numbers, for they are shared out over the
             run; 0 leaves a stage out.
@@ -108,6 +109,7 @@ class DistillationTask(MetricTask):
     ) -> None:
         if isinstance(student, Mapping):
             student = BackboneConfig.from_dict(dict(student))
+        self._student_name = split_name(student)[0] if isinstance(student, str) else ""
         loaded = load(teacher)
         super().__init__(
             backbone=student_config(loaded.backbone.config, student, self.form),
@@ -186,6 +188,11 @@ class DistillationTask(MetricTask):
         tensors = {k: v for k, v in self._teachers[0].state_dict().items() if not k.startswith(fresh)}
         report = load_state(self.model, tensors, source=f"the weights of {self.teacher_name}", allow_missing=fresh)
         self._loaded(self.teacher_name, report)
+        if is_pretrained(self._student_name) and self.init_from is None:
+            log.warning(
+                "student: of %s the structure alone is taken, and none of its weights; a student's weights to begin "
+                "with are named by --model.init_from.", self._student_name,
+            )  # fmt: skip
         self.seed()
         super().load_initial()
 

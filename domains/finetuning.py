@@ -39,7 +39,7 @@ class TuneConfig:
         lora_alpha: Adapters count ``lora_alpha / lora_rank``.
         lora_dropout: Share of an adapter's inputs that is zeroed in training.
         lora_targets: Names of the projections that have adapters, such as ``qkv``, or patterns of whole names, such as
-            ``layers.[0-3].*``; none for all of them.
+            ``layers.[0-3].*``; one, or a list; none for all of them.
     """
 
     train: Literal["all", "head", "gradual"] = "all"
@@ -47,10 +47,10 @@ class TuneConfig:
     lora_rank: int = 0
     lora_alpha: int = 16
     lora_dropout: float = 0.0
-    lora_targets: tuple[str, ...] = ()
+    lora_targets: tuple[str, ...] | str = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lora_targets", tuple(self.lora_targets))  # a list where it comes from JSON
+        object.__setattr__(self, "lora_targets", self.targets)  # a list where it comes from JSON
         if self.train not in ("all", "head", "gradual"):
             raise ConfigError(f"tune.train must be all, head or gradual, got {self.train!r}.")
         if not self.every > 0:
@@ -67,6 +67,11 @@ class TuneConfig:
             )
         if self.lora_targets and not self.lora_rank:
             raise ConfigError("tune.lora_targets needs adapters; set tune.lora_rank, such as 8.")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """``lora_targets``, also where one word was given."""
+        return (self.lora_targets,) if isinstance(self.lora_targets, str) else tuple(self.lora_targets)
 
     @property
     def lora_scale(self) -> float:
@@ -95,6 +100,44 @@ class TuneConfig:
                 "trainer.max_epochs, or count epochs with tune.every=1."
             )
         return min(layers, step // max(1, round(self.every * steps)))
+
+    def never_open(self, layers: int, epochs: int, steps: float) -> str:
+        """Say that gradual unfreezing does not reach all layers in a run, and what would; nothing where it does.
+
+        Args:
+            layers: How many the backbone has.
+            epochs: Of the run.
+            steps: Optimizer steps of the run.
+        """
+        if self.train != "gradual" or epochs < 1 or not 1 <= steps < math.inf:
+            return ""
+        opened = self.open_layers(layers, epochs - 1, int(steps) - 1, steps)
+        if opened >= layers:
+            return ""
+        share = math.floor(1000 / (layers + 1)) / 1000
+        longer = f", or train {math.ceil(self.every * layers) + 1} epochs" if self.every >= 1 else ""
+        return (
+            f"tune.train=gradual with tune.every={self.every:g} opens {opened} of {layers} layers in {epochs} "
+            f"epoch{'s' * (epochs != 1)}, and the others keep their weights; to open all, set tune.every={share:g} (a "
+            f"share of the run){longer}."
+        )
+
+
+def check_initial(tune: TuneConfig, given: bool) -> None:
+    """Refuse to keep the weights of a backbone that has none from elsewhere.
+
+    Args:
+        tune: What learns.
+        given: Whether there are initial weights.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if tune.train != "all" and not given:
+        raise ConfigError(
+            f"tune.train={tune.train} keeps the backbone's weights, which are random here; name a trained model with "
+            "--init_from MODEL, or leave tune.train out."
+        )
 
 
 # ---------------------------------------------------------------- layers that learn
@@ -142,7 +185,7 @@ def add_adapters(backbone: Backbone, tune: TuneConfig) -> list[str]:
         ConfigError: A target is no projection of the backbone.
         MissingExtraError: The package ``peft`` is not installed.
     """
-    targets = find_targets(backbone, tune.lora_targets)
+    targets = find_targets(backbone, tune.targets)
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:

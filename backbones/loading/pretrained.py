@@ -46,9 +46,16 @@ class LoadReport:
     unlike: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
+        return self._told("missing", "unexpected")
+
+    def initial(self) -> str:
+        """Say the same of the initial weights of a training: there a new head, or an old one, is no fault."""
+        return self._told("fresh", "not taken")
+
+    def _told(self, missing: str, unexpected: str) -> str:
         counts = f"{len(self.matched)} matched"
-        for name in ("reshaped", "missing", "unexpected"):
-            keys: list[str] = getattr(self, name)
+        named = {"reshaped": self.reshaped, missing: self.missing, unexpected: self.unexpected}
+        for name, keys in named.items():
             counts += f", {len(keys)} {name}" + (f" ({_shorten(keys)})" if keys else "")
         return counts + (f"; but with {'; '.join(self.unlike)}" if self.unlike else "")
 
@@ -177,8 +184,6 @@ def weights_file(folder: Path) -> Path:
     if path.is_dir():
         raise LoadError(f"{path}: must be a file of weights, is a folder.")
     if inside(folder, path.name) is None:
-        if (config := config_of(folder)) and "backbone" not in config:
-            raise published(folder, config)
         if (config := config_of(folder)) and "backbone" not in config:
             raise published(folder, config)
         raise LoadError(f"{path}: missing; a model directory holds config.json and model.safetensors.")

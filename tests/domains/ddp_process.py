@@ -8,15 +8,26 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
+from vertebra.backbones.base import create_backbone
 from vertebra.domains.base import PredictionWriter
 from vertebra.domains.dna.data import DNASequenceData
+from vertebra.domains.dna.model import DNAClassifier
+from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.dna.task import DNAClassificationTask
+from vertebra.domains.saving import save_model
+from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
 TUNES = {
     "frozen": {"freeze_backbone": True},
-    "gradual": {"tune": {"train": "gradual", "every": 0.25}},
+    "gradual": {"tune": {"train": "gradual", "every": 0.25}, "init_from": "start"},
     "adapters": {"tune": {"lora_rank": 2}},
 }
+
+
+def prepare(folder: Path) -> None:
+    """Write initial weights; keeping those of a fresh backbone is refused."""
+    spec = DNASpec(tokenizer=NucleotideTokenizer().to_dict(), task="classification", max_length=99, classes=("0", "1"))
+    save_model(DNAClassifier(create_backbone("hybrid_test"), spec), folder / "start")
 
 
 def run(folder: Path, devices: int, kind: str = "") -> None:
@@ -29,7 +40,10 @@ def run(folder: Path, devices: int, kind: str = "") -> None:
         reverse_complement=0.5,
         batch_size=8 // devices,
     )
-    task = DNAClassificationTask("hybrid_test", dropout=0.0, **TUNES.get(kind, {}))
+    options = dict(TUNES.get(kind, {}))
+    if "init_from" in options:
+        options["init_from"] = str(folder / options["init_from"])
+    task = DNAClassificationTask("hybrid_test", dropout=0.0, **options)
     out = folder / f"{devices}{kind and '-'}{kind}"
     trainer = pl.Trainer(
         max_epochs=2,

@@ -59,6 +59,7 @@ def test_two_processes_reproduce_the_numbers_of_one(folder, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     import ddp_process
 
+    ddp_process.prepare(folder)
     kinds = [kind for kind in ddp_process.TUNES if kind != "adapters" or find_spec("peft")]
     command = [sys.executable, ddp_process.__file__, str(folder), "2", *kinds]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -447,6 +447,28 @@ def test_a_run_goes_on_from_the_weights_of_another(finished, folder, tmp_path):
     torch.testing.assert_close(found.state_dict(), wanted.state_dict())
 
 
+def test_a_trained_student_gives_its_structure_alone_and_that_is_told(folder, data, tmp_path, caplog):
+    model = DNALanguageModel(task_of("mohawk", folder, data).backbone_config.build(), data.spec)
+    place = str(save_model(model, tmp_path / "student"))
+
+    def begun(**options):
+        caplog.clear()
+        task = MohawkTask(str(folder / "teacher"), f"local-dir:{place}", **options)
+        task.build(data.spec)
+        task.load_initial()
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        return told, same(task.model.state_dict(), model.state_dict())
+
+    assert begun() == (
+        [
+            f"student: of local-dir:{place} the structure alone is taken, and none of its weights; a student's weights "
+            "to begin with are named by --model.init_from."
+        ],
+        False,
+    )
+    assert begun(init_from=place) == ([], True)
+
+
 # ---------------------------------------------------------------- refusals
 
 

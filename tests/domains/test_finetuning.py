@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 import sys
 
 import lightning.pytorch as pl
@@ -14,6 +15,8 @@ from vertebra.backbones.base import create_backbone
 from vertebra.backbones.catalog import presets
 from vertebra.domains.base import load_task
 from vertebra.domains.dna.data import DNASequenceData
+from vertebra.domains.dna.model import DNAClassifier
+from vertebra.domains.dna.spec import DNASpec
 from vertebra.domains.dna.task import DNAClassificationTask
 from vertebra.domains.finetuning import (
     TuneConfig,
@@ -33,6 +36,7 @@ from vertebra.domains.vision.data import ImageData
 from vertebra.domains.vision.sample import write_sample
 from vertebra.domains.vision.task import ImageClassificationTask
 from vertebra.errors import ConfigError, MissingExtraError
+from vertebra.tokenizers.nucleotide import NucleotideTokenizer
 
 TEST_PRESETS = [name for name in presets() if name.endswith("_test")]
 FORMS = [(name, causal) for name in TEST_PRESETS for causal in (True, False)]
@@ -225,6 +229,12 @@ def task(backbone="illama_test,dropout=0.2", **options):
     return DNAClassificationTask(backbone, optimizer=OptimizerConfig(warmup=0.0, lr=1e-2), **options)
 
 
+def start(folder, backbone="illama_test"):
+    """Initial weights: tuning the head alone, or layer after layer, is refused without."""
+    spec = DNASpec(tokenizer=NucleotideTokenizer().to_dict(), task="classification", max_length=39, classes=("0", "1"))
+    return str(save_model(DNAClassifier(create_backbone(backbone), spec), folder / "start"))
+
+
 def told(caplog):
     return [record.getMessage() for record in caplog.records if record.name == "vertebra"]
 
@@ -276,9 +286,10 @@ def test_a_run_resumed_inside_an_epoch_goes_on_exactly(kind, step, tmp_path, req
         request.getfixturevalue("peft")
     path = tmp_path / "stop.ckpt"
     torch.manual_seed(0)
-    whole, first = Losses(), task(**TUNES[kind])
+    options = {**TUNES[kind], "init_from": start(tmp_path)}
+    whole, first = Losses(), task(**options)
     pl.Trainer(max_epochs=3, callbacks=[whole, Stop(step, path)], **QUIET).fit(first, datamodule=data(tmp_path))
-    rest, again = Losses(), task(**TUNES[kind])
+    rest, again = Losses(), task(**options)
     trainer = pl.Trainer(max_epochs=3, callbacks=[SameRandom(whole.random[step]), rest], **QUIET)
     trainer.fit(again, datamodule=data(tmp_path), ckpt_path=path, weights_only=True)
     assert len(whole.seen) == 12
@@ -397,16 +408,76 @@ def test_layers_join_in_one_after_the_other_and_that_is_told(tmp_path, caplog):
             moved = {backbone.layer_of(n) for n, old in self.before.items() if not torch.equal(old, now[n])}
             self.layers.append(sorted(moved))
 
-    moved, model = Moved(), task("illama_test,depth=2", tune=TuneConfig(train="gradual", every=1))
+    moved, model = (
+        Moved(),
+        task(
+            "illama_test,depth=2",
+            tune=TuneConfig(train="gradual", every=1),
+            init_from=start(tmp_path, "illama_test,depth=2"),
+        ),
+    )
     with caplog.at_level(logging.INFO, logger="vertebra"):
         pl.Trainer(max_epochs=4, limit_train_batches=2, callbacks=[moved], **QUIET).fit(
             model, datamodule=data(tmp_path)
         )
     assert moved.layers == [[], [], [1, 2], [1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2], [0, 1, 2]]
-    assert told(caplog) == [
+    assert told(caplog)[1:] == [  # behind what was loaded
         f"epoch {epoch}, step {2 * epoch}: {count} of 2 layers of the backbone learn"
         for epoch, count in enumerate([0, 1, 2])
     ]
+
+
+@pytest.mark.parametrize(
+    ("every", "layers", "epochs", "steps", "words"),
+    [
+        (1, 6, 3, 30, "every=1 opens 2 of 6 layers in 3 epochs, .* set tune.every=0.142 .*, or train 7 epochs\\.$"),
+        (2.5, 2, 1, 10, "every=2.5 opens 0 of 2 layers in 1 epoch, .* set tune.every=0.333 .*, or train 6 epochs\\.$"),
+        (
+            0.25,
+            6,
+            3,
+            40,
+            r"every=0.25 opens 3 of 6 layers in 3 epochs, .* set tune.every=0.142 \(a share of the run\)\.$",
+        ),
+        (1, 2, 3, 30, ""),
+        (0.142, 6, 1, 1000, ""),  # what is recommended is enough
+        (0.333, 2, 1, 3, ""),
+        (1, 6, 3, float("inf"), ""),
+    ],
+)
+def test_layers_that_never_join_in_are_counted(every, layers, epochs, steps, words):
+    said = TuneConfig(train="gradual", every=every).never_open(layers, epochs, steps)
+    assert re.search(words, said) if words else said == ""
+    for train in ("all", "head"):
+        assert TuneConfig(train=train, every=every).never_open(layers, epochs, steps) == ""
+
+
+def test_layers_that_never_join_in_are_told_when_a_training_begins(tmp_path, caplog):
+    model = task(tune=TuneConfig(train="gradual", every=1), init_from=start(tmp_path))
+    pl.Trainer(max_epochs=1, limit_train_batches=2, **QUIET).fit(model, datamodule=data(tmp_path))
+    layers = model.model.backbone.num_layers
+    warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warned == [
+        f"tune.train=gradual with tune.every=1 opens 0 of {layers} layers in 1 epoch, and the others keep their "
+        f"weights; to open all, set tune.every={1000 // (layers + 1) / 1000:g} (a share of the run), or train "
+        f"{layers + 1} epochs."
+    ]
+
+
+@pytest.mark.parametrize("train", ["head", "gradual"])
+def test_a_backbone_of_random_weights_is_not_kept(train, tmp_path):
+    model = task(tune=TuneConfig(train=train))
+    with pytest.raises(ConfigError) as e:
+        pl.Trainer(max_epochs=1, **QUIET).fit(model, datamodule=data(tmp_path))
+    assert str(e.value) == (
+        f"tune.train={train} keeps the backbone's weights, which are random here; name a trained model with "
+        "--init_from MODEL, or leave tune.train out."
+    )
+
+
+def test_one_target_needs_no_list():
+    assert TuneConfig(lora_rank=2, lora_targets="qkv") == TuneConfig(lora_rank=2, lora_targets=["qkv"])
+    assert TuneConfig(lora_rank=2, lora_targets="qkv").targets == ("qkv",)
 
 
 def test_settings_that_contradict_each_other_are_refused():

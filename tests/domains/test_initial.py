@@ -358,8 +358,8 @@ def test_fit_takes_a_run_of_another_domain_and_leaves_the_report_in_the_run_fold
     run = tmp_path / "runs" / "ForecastTask" / "1"
     report = (run / "initial.txt").read_text()
     assert report.startswith(f"runs/DNAClassificationTask/latest: {layers} matched, 0 reshaped")
-    assert "  missing     param_proj.proj.weight\n" in report
-    assert "  unexpected  embed.weight\n" in report
+    assert "  fresh       param_proj.proj.weight\n" in report
+    assert "  not taken   embed.weight\n" in report
     assert "initial.txt" in printed
     assert "Initial weights" in (run / "report.html").read_text()
     assert json.loads((run / "model" / "config.json").read_text())["task"] == "timeseries/forecast"
@@ -373,7 +373,7 @@ def test_the_command_line_sets_adapters_and_a_checkpoint_with_them_is_tested_and
     words = ["fit", "--model", "DNAClassificationTask", "--model.backbone", "illama_test", "--data", "DNASequenceData",
              "--data.file", table, "--data.val_fraction", "0.2", "--data.predict_file", table,
              "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]  # fmt: skip
-    lora = ["--model.tune.lora_rank", "2", "--model.tune.lora_targets", "[qkv]"]
+    lora = ["--model.tune.lora_rank", "2", "--model.tune.lora_targets", "qkv"]
     assert main([*words, "--trainer.max_steps", "2", *lora]) == 0
     run = tmp_path / "runs" / "DNAClassificationTask" / "1"
     assert not any("lora" in name for name in read_source(str(run))[0])

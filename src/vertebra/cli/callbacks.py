@@ -83,9 +83,14 @@ def initial_text(reports: Mapping[str, LoadReport]) -> str:
     """Say what became of every tensor that a training began with, by the source it was taken from."""
     lines = []
     for source, report in reports.items():
-        lines.append(f"{source}: {report}")
-        for kind in ("reshaped", "missing", "unexpected", "matched"):
-            lines += [f"  {kind:<12}{name}" for name in getattr(report, kind)]
+        lines.append(f"{source}: {report.initial()}")
+        for kind, names in (
+            ("reshaped", report.reshaped),
+            ("fresh", report.missing),
+            ("not taken", report.unexpected),
+            ("matched", report.matched),
+        ):
+            lines += [f"  {kind:<12}{name}" for name in names]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ import torch
 
 from vertebra.backbones.base import create_backbone, resolve
 from vertebra.backbones.loading.pretrained import (
+    LoadReport,
     load_backbone,
     load_state,
     model_folder,
@@ -44,7 +45,13 @@ def test_a_pretrained_name_may_change_what_has_no_weights(folder):
 def test_report_counts_and_errors_list_the_keys():
     module = torch.nn.Linear(3, 2)
     good = {"weight": torch.ones(2, 3), "bias": torch.ones(2)}
-    assert str(load_state(module, good)) == "2 matched, 0 reshaped, 0 missing, 0 unexpected"
+    report = load_state(module, good)
+    assert str(report) == "2 matched, 0 reshaped, 0 missing, 0 unexpected"
+    assert report.initial() == "2 matched, 0 reshaped, 0 fresh, 0 not taken"
+    headed = LoadReport(["norm.weight"], [], ["head.weight", "head.bias"], ["old.weight"], ["num_heads 8, was 4"])
+    assert headed.initial() == (
+        "1 matched, 0 reshaped, 2 fresh (head.weight, head.bias), 1 not taken (old.weight); but with num_heads 8, was 4"
+    )
     with pytest.raises(
         LoadError, match=r"the weights do not fit Linear: 1 missing: bias; 1 unexpected: b\. Nothing was"
     ):
