@@ -34,11 +34,11 @@ def imports(path):
 
 
 def room(path):
-    """Floor and, for domains, the domain's folder."""
-    parts = path.relative_to(ROOT).parts
+    """Floor and, for what is a domain's own, the domain."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
     if parts[0] == "src":
         parts = parts[2:]
-    return parts[0].removesuffix(".py"), parts[1] if len(parts) > 2 else None
+    return parts[0], next((part for part in parts[1:] if (ROOT / "domains" / part).is_dir()), None)
 
 
 @pytest.mark.parametrize("path", list(sources()), ids=lambda p: str(p.relative_to(ROOT)))
