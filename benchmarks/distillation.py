@@ -212,6 +212,8 @@ def costs(teacher: BackboneConfig, students: dict[str, HybridConfig], path: Path
         ax.xaxis.set_major_locator(plt.FixedLocator(list(lengths)))
         ax.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_locator(plt.NullLocator())
+        for which in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            which(plt.FuncFormatter(lambda value, _: f"{value:,g}"))
         ax.grid(alpha=0.3)
     axes[0].legend()
     figure.savefig(path, dpi=110)
