@@ -286,7 +286,7 @@ def test_init_from_a_model_directory_loads_backbone_and_embedding(tmp_path):
 def test_init_from_another_backbone_is_refused(tmp_path):
     language_folder(tmp_path / "lm", "hybrid_test")
     task = built(DNAClassificationTask("illama_test", init_from=str(tmp_path / "lm")))
-    with pytest.raises(LoadError, match=r"backbone\."):
+    with pytest.raises(LoadError, match=r"another than this model's: family"):
         task.load_initial()
 
 
