@@ -297,7 +297,7 @@ def test_a_run_folder_means_its_model_directory(tmp_path):
     (run.parent / "latest").symlink_to("1", target_is_directory=True)
     for place in (run, run.parent / "latest", run / "model", f"local-dir:{run}"):
         tensors, origin = read_source(str(place))
-        assert origin == Origin(source.spec, source.arguments)
+        assert origin == Origin(source.spec, source.arguments, source.backbone.config)
         assert all(torch.equal(tensors[name], value) for name, value in source.state_dict().items())
 
 

@@ -135,7 +135,9 @@ def same(a, b):
 def network(page):
     """What a page loads from elsewhere; base64 may hold anything."""
     bare = re.sub(r'"[A-Za-z0-9+/]{12,}=*"', '""', re.sub(r'"data:[^"]*"', '"data:"', page))
-    return re.search(r'https?:|//[a-z]|url\(|@import|fetch\(|XMLHttpRequest|import\(|\bsrc="(?!data:")|\bhref=', bare)
+    return re.search(
+        r'https?:|//[a-z]|url\(|@import|fetch\(|XMLHttpRequest|import\(|\bsrc="(?!data:")|\bhref="(?!#)', bare
+    )
 
 
 def summary_of(out):

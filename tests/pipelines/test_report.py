@@ -168,10 +168,14 @@ def test_the_models_that_the_demo_takes_fit_it(verb):
 @pytest.mark.slow
 def test_demo_runs_every_pipeline_into_one_report(tiny_models, tmp_path):
     out = tmp_path / "demo"
-    path = run_demo(["dna"], out)
-    assert path == out / "report.html"
-    found = page(path)
-    assert found.tags.count("section") == 5
+    told = []
+    done = run_demo(["dna"], out, told.append)
+    assert done.report == out / "report.html"
+    verbs = ["dna/classify", "dna/classify", "dna/embed", "dna/generate", "dna/score"]
+    assert told == [stage.pipeline for stage in done.stages] == verbs
+    assert 0 < sum(stage.seconds for stage in done.stages) < done.seconds
+    found = page(done.report)
+    assert found.tags.count("section") == 2 + len(verbs) + 1  # chapters, commands, and what ran
     text = " ".join(found.words)
     for expected in (
         "vertebra run dna/classify",
