@@ -22,7 +22,8 @@ from vertebra.domains.speech.synthesis import VOICES, say
 from vertebra.domains.speech.text import word_error_counts
 from vertebra.errors import ConfigError, DataError
 from vertebra.pipelines.base import pipeline
-from vertebra.pipelines.demo import demo_speech
+from vertebra.pipelines.demo import speech as demo
+from vertebra.pipelines.demo.base import Demo
 from vertebra.pipelines.report import Report
 from vertebra.pipelines.speech_identify import language_scores
 
@@ -345,7 +346,7 @@ def test_the_demo_shows_all(tmp_path):
 
     write_sample(tmp_path / "sample")
     report = Report("demo")
-    demo_speech(tmp_path / "sample", tmp_path / "results", report)
+    demo.show(Demo(tmp_path / "sample", tmp_path / "results", report, lambda name: None))
     page = report.write(tmp_path / "report.html").read_text(encoding="utf-8")
     for part in ("truncated.flac", "notes.wav", "speech/align", "speech/identify", "--&gt;"):
         assert part in page

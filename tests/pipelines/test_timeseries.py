@@ -22,7 +22,8 @@ from vertebra.domains.timeseries.writing import write_csv_long, write_csv_wide, 
 from vertebra.errors import ConfigError, DataError, UnknownNameError
 from vertebra.pipelines import base
 from vertebra.pipelines.base import pipeline
-from vertebra.pipelines.demo import demo_timeseries
+from vertebra.pipelines.demo import timeseries as demo
+from vertebra.pipelines.demo.base import Demo
 from vertebra.pipelines.report import Report
 from vertebra.pipelines.timeseries import ForecastSeries
 
@@ -572,10 +573,10 @@ def test_the_demo_shows_a_backtest_formats_and_bad_series(saved, tmp_path, monke
     write_sample(tmp_path / "sample", seed=0)
     (tmp_path / "results").mkdir()
     report = Report("demo")
-    demo_timeseries(tmp_path / "sample", tmp_path / "results", report)
+    demo.show(Demo(tmp_path / "sample", tmp_path / "results", report, lambda name: None))
     page = report.write(tmp_path / "report.html").read_text()
     assert page.count("<img") == 4
-    assert page.count("vertebra run timeseries/forecast") == 2
+    assert page.count("vertebra run timeseries/forecast") == 3
     for expected in ("seasonal naive", "MASE", "4 series cannot be used", "is not on the grid of h"):
         assert expected in page
     entries = pq.read_table(tmp_path / "results" / "forecasts.parquet")

@@ -23,7 +23,8 @@ from vertebra.domains.vision.transforms import eval_transform
 from vertebra.errors import ConfigError, DataError
 from vertebra.pipelines import base, figures
 from vertebra.pipelines.base import pipeline
-from vertebra.pipelines.demo import demo_vision
+from vertebra.pipelines.demo import vision as demo
+from vertebra.pipelines.demo.base import Demo
 from vertebra.pipelines.report import Report
 from vertebra.pipelines.vision import Classify, Evaluation
 from vertebra.pipelines.vision_generate import Generate
@@ -337,7 +338,7 @@ def test_demo(model, sample, tmp_path, monkeypatch):
     known = {str(tmp_path / cls.__name__): tmp_path / cls.__name__ for cls in (Classify, Generate)}
     monkeypatch.setattr(base, "bundled_models", lambda: known)
     report = Report("demo")
-    demo_vision(sample, tmp_path / "results", report)
+    demo.show(Demo(sample, tmp_path / "results", report, lambda name: None))
     text = report.write(tmp_path / "report.html").read_text()
     assert text.count("<img") == 6
     for expected in ("truncated.jpg", "the file is empty", "accuracy", "--labels folder --ranks", "--complete"):
