@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 PAPER, INK = "#181B20", "#E8EAED"
 """What white and black become; the cards of reports have the same."""
@@ -71,7 +72,10 @@ def darken(figure: Figure) -> None:
     from matplotlib.text import Text
 
     pictures = [axes for axes in figure.axes if axes.images and axes.get_gid() != CANVAS]
-    upon = {artist for axes in pictures for artist in (*axes.texts, *axes.lines, *axes.patches, *axes.collections)}
+    upon: set[Artist] = set()
+    for axes in pictures:
+        upon |= {*axes.lines, *axes.patches, *axes.collections}
+        upon |= {text for text in axes.texts if axes.bbox.contains(*_place(text))}  # others stand beside the picture
     artist: Artist
     for artist in figure.findobj():
         if artist in upon:
@@ -86,6 +90,12 @@ def darken(figure: Figure) -> None:
             artist.set(facecolor=_turned(artist.get_facecolor()), edgecolor=_turned(artist.get_edgecolor()))
         elif isinstance(artist, Collection) and artist.get_array() is None:
             artist.set(facecolor=_all_turned(artist.get_facecolor()), edgecolor=_all_turned(artist.get_edgecolor()))
+
+
+def _place(text: Text) -> tuple[float, float]:
+    """Where a text is anchored, in pixels of the figure."""
+    x, y = text.get_transform().transform(text.get_unitless_position())
+    return float(x), float(y)
 
 
 def _all_turned(colours: Any) -> Any:

@@ -183,8 +183,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _said(value: Any) -> str:
+    if value is None or value != value:  # not a number
+        return ""
     if not _is_number(value):
-        return "" if value is None else str(value)
+        return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

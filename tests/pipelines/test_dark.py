@@ -71,6 +71,16 @@ def test_pictures_and_what_lies_upon_them_are_left_alone():
     np.testing.assert_allclose(light[blue], night[blue], atol=4)  # spines touch the border
 
 
+def test_text_above_a_picture_is_turned_and_text_upon_it_is_not():
+    figure, (axes,) = figures.new_figure()
+    axes.imshow(np.zeros((4, 4)))
+    above = axes.text(0.5, 1.1, "above", transform=axes.transAxes, color="black")
+    upon = axes.text(1, 1, "upon", color="black")
+    twin(figure)
+    assert above.get_color()[:3] == pytest.approx(to_rgb(dark.INK))
+    assert upon.get_color() == "black"
+
+
 def test_text_beside_pictures_on_the_figures_own_paper_is_turned():
     tiles = [figures.Tile(np.full((8, 8, 3), 200, dtype=np.uint8), "a", "b.png")]
     figure = figures.contact_sheet(tiles, title="t")

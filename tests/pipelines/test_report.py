@@ -111,6 +111,8 @@ def test_recordings_are_in_the_page(tmp_path):
 
 
 def test_tables_put_numbers_on_the_right_with_four_digits(tmp_path):
+    nothing = Report("t").table([(float("nan"),)]).write(tmp_path / "r.html").read_text()
+    assert '<td class="number"></td>' in nothing
     rows = [("name", 1234567, 0.123456, np.float64(2.0)), (None, True, "x", 1e-9)]
     text = Report("t").table(rows, ("a", "b", "c", "d")).write(tmp_path / "r.html").read_text()
     assert '<tr><th>a</th><th>b</th><th>c</th><th class="number">d</th></tr>' in text
