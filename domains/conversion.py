@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import metadata_load
 from torch import Tensor
 
 from vertebra.backbones.catalog import bundled_models
@@ -240,7 +241,6 @@ def loaded(
 
 
 _MOST_README = 1 << 20  # bytes
-_LICENCE_WORDS = r"[\"']?([\w.+ -]{1,100}?)[\"']?[ \t]*$"
 
 
 def _licence_told(checkpoint: Checkpoint) -> str:
@@ -248,16 +248,13 @@ def _licence_told(checkpoint: Checkpoint) -> str:
     path = checkpoint.file("README.md")
     if path is None or path.stat().st_size > _MOST_README:
         return ""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    front = re.match(r"---[ \t]*\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
-    if front is None:
+    try:
+        front = metadata_load(path) or {}
+    except Exception:  # of YAML, of its values, of text: a card that cannot be read says nothing
         return ""
-    named = [
-        re.search(rf"^{key}:[ \t]*{_LICENCE_WORDS}", front[1], re.MULTILINE) for key in ("license", "license_name")
-    ]
-    words = [found[1] for found in named if found]
-    listed = re.search(r"^license:[ \t]*\n((?:[ \t]*-[ \t]*[\w.+-]{1,60}[ \t]*\n){1,9})", front[1], re.MULTILINE)
-    words += re.findall(r"-[ \t]*([\w.+-]+)[ \t]*\n", listed[1]) if listed else []
+    told = [front.get("license"), front.get("license_name")]
+    listed = [word for value in told for word in (value if isinstance(value, list) else [value])]
+    words = [word for word in listed if isinstance(word, str) and re.fullmatch(r"[\w.+ -]{1,100}", word)]
     return f"{words[0]} ({', '.join(words[1:])})" if words[1:] else words[0] if words else ""
 
 

@@ -34,7 +34,7 @@ _HUB = re.compile(
     re.IGNORECASE,
 )
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*(@[\w./-]+)?")
-_BACKBONE_CLASSES = 4  # of "architectures" that are shown
+_MOST_CLASSES = 4  # of "architectures" that are shown
 
 
 def local_path(source: str | Path) -> Path:
@@ -145,7 +145,7 @@ def told_kind(config: Mapping[str, Any]) -> str:
     words = [f"{name} {printable(repr(config[name])[:80])}" for name in ("model_type", "architecture")
              if isinstance(config.get(name), str) and config[name]]  # fmt: skip
     if classes := classes_of(config):
-        words.append(f"architectures {', '.join(printable(c[:80]) for c in classes[:_BACKBONE_CLASSES])}")
+        words.append(f"architectures {', '.join(printable(c[:80]) for c in classes[:_MOST_CLASSES])}")
     return ", ".join(words)
 
 

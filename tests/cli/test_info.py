@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from vertebra.backbones.loading.checkpoints import open_checkpoint
 from vertebra.backbones.loading.places import FAMILIES, family_of
 from vertebra.cli import main
+from vertebra.cli.info import _use
 from vertebra.domains.conversion import converters
 
 
@@ -90,3 +91,8 @@ def test_a_published_checkpoint_is_described_without_torch(tmp_path):
     )
     ran = subprocess.run([sys.executable, "-P", "-c", code, str(folder)], capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_model_of_text_is_named_as_a_backbone_takes_it():
+    for name, place in (("m/text", "local-dir:m/text"), ("hf-hub:a/b", "hf-hub:a/b")):
+        assert _use("language/lm", None, name)[0] == f"vertebra fit RECIPE --model.backbone {place}"

@@ -186,7 +186,8 @@ def _use(task: str, verb: str | None, name: str) -> str | list[str]:
     if verb:
         return f"vertebra run {verb} INPUT... -o OUT --model {name}"
     if task.startswith("language/"):  # no data module reads text, so its backbone is what a recipe takes
-        lines = [f"vertebra fit RECIPE --model.backbone local-dir:{name}", f"vertebra export {name} -o FILE.pt2"]
+        place = name if name.startswith(PREFIX) else f"local-dir:{name}"
+        lines = [f"vertebra fit RECIPE --model.backbone {place}", f"vertebra export {name} -o FILE.pt2"]
         return [*lines, f'in Python: vertebra.load("{name}"), vertebra.load_backbone("{name}")']
     return f"--model.init_from {name}"
 
